@@ -1,0 +1,71 @@
+"""The network driver's contract: namespaces, addresses, rules and names of one node's instances."""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from alveole.model.base import Record
+from alveole.model.instance import Port
+from alveole.model.network import Network
+from alveole.runtime.base import Ids
+
+
+class Attachment(Record):
+    """What the network driver made for one instance: small, stored, enough to adopt it after a restart."""
+
+    instance_id: str
+    name: str  # of the instance, for DNS
+    hostname: str
+    project: str
+    user_namespace: str  # path of a pinned namespace; empty when not asked for
+    network_namespace: str  # path of a pinned namespace; empty: the host's
+    ids_base: int  # first host id of its range; 0: not shifted
+    interface: str  # the host's end of its veth; empty for host and none
+    network_id: str
+    subnet: str
+    internal: bool
+    address: str
+    ports: tuple[Port, ...]
+
+
+class NetworkDriver(Protocol):
+    """Every method is idempotent. Rules change by atomic nft transactions."""
+
+    async def open(self) -> None:
+        """Make the node's table, device and DNS server; begin to fill the pool of namespaces made ahead."""
+        ...
+
+    async def attach(
+        self,
+        *,
+        instance_id: str,
+        project: str,
+        name: str,
+        hostname: str,
+        network: Network | None,
+        mode: str,  # network | host | none
+        address: str,
+        ports: tuple[Port, ...],
+        ids: Ids | None,  # the range it already has from a former run; None: give it one
+        shifted: bool,  # whether it wants a user namespace
+    ) -> Attachment:
+        """Give the instance its namespaces, address, published ports and name.
+
+        Raises EXISTS when a host port is taken, naming the port; EXHAUSTED when no id range is left.
+        """
+        ...
+
+    async def detach(self, attachment: Attachment, *, keep_ids: bool) -> None:
+        """Take all of it away. ``keep_ids``: the id range stays reserved (its files carry it)."""
+        ...
+
+    async def recover(self, attachments: Collection[Attachment], reserved: Collection[Ids]) -> None:
+        """After a restart: adopt these, reserve these ranges, and remove every other object of this driver."""
+        ...
+
+    def resolv_conf(self, attachment: Attachment) -> str:
+        """The contents of /etc/resolv.conf for it."""
+        ...
+
+    async def close(self, *, keep: bool) -> None:
+        """Stop DNS, relays and pool. ``keep``: rules and device stay, since instances go on."""
+        ...

@@ -1,0 +1,171 @@
+"""The Runtime contract: how one instance runs on this host.
+
+The agent prepares a :class:`Cell` (root filesystem, namespaces, mounts, limits) and hands it to the runtime of its
+isolation. Nothing here or above compares an isolation's name: what a wall needs or can do is a :class:`Capability`.
+
+Every method is idempotent, and every effect can be found again from the instance's directory alone, so that a daemon
+killed at any point finishes or undoes what it began.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from alveole.model.agent import ExecRequest, Stream
+from alveole.model.base import Record
+from alveole.model.instance import Resources
+
+
+class Capability(StrEnum):
+    EXEC = "exec"
+    ATTACH = "attach"
+    PAUSE = "pause"
+    ROOT_DIRECTORY = "root-directory"  # wants its root filesystem mounted at Cell.root
+    USER_NAMESPACE = "user-namespace"  # its ids are shifted by Cell.ids; wants Cell.user_namespace
+    HOST_NETWORK = "host-network"  # can share the host's network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ids:
+    """Ids 0..size-1 inside are base..base+size-1 on the host."""
+
+    base: int
+    size: int = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellMount:
+    """A host path (already id-mapped where that is needed) or a tmpfs, seen at ``target`` inside."""
+
+    target: str
+    source: Path | None  # None: tmpfs
+    read_only: bool = False
+    size_bytes: int | None = None  # tmpfs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    workdir: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] = ()  # "CAP_CHOWN"; all others are dropped
+    tty: bool = False
+    stdin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Everything a runtime needs to make one instance. All paths exist when it is handed over."""
+
+    id: str  # of the instance
+    directory: Path  # persistent, the runtime's own: bundle, logs' metadata; removed by the agent after delete()
+    run_directory: Path  # gone after a reboot: sockets, pid files; short enough for a Unix socket below it
+    log_path: Path
+    hostname: str
+    process: Process
+    root: Path | None
+    read_only: bool
+    mounts: tuple[CellMount, ...] = ()
+    ids: Ids | None = None
+    user_namespace: Path | None = None
+    network_namespace: Path | None = None  # None: the host's
+    cgroup: str = ""  # below each hierarchy's mount: "alveole-1a2b3c4d/0123456789ab"
+    resources: Resources = field(default_factory=Resources)
+    block_device: str = ""  # "major:minor" that holds root, for I/O limits
+
+
+class Handle(Record):
+    """Small, stored, and enough to find the instance again after the daemon or the agent restarted."""
+
+    runtime: str
+    id: str
+    directory: str
+    run_directory: str
+    cgroup: str
+    pid: int  # of the instance's first process as the host sees it (for a sandbox: of its kernel)
+    pid_started: int  # /proc/PID/stat field 22, so that a reused pid is not mistaken
+    monitor_pid: int
+    monitor_started: int
+    tty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How the first process ended. ``code`` is 128 + N when signal N killed it; None if nobody knows."""
+
+    code: int | None
+    reason: str  # exited | killed by SIGKILL | out of memory | monitor lost
+    finished_at: float  # seconds since the epoch
+
+
+class State(StrEnum):
+    CREATED = "created"  # made, its process not started
+    RUNNING = "running"
+    EXITED = "exited"  # its process ended; wait() says how
+    ABSENT = "absent"  # nothing of it is here (or it never came far enough to be found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    state: State
+    handle: Handle | None
+
+
+class Runtime(Protocol):
+    """A wall. Errors are AlveoleError: INVALID when the spec cannot be run (command not found), INTERNAL with the
+    engine's own last words otherwise."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    async def probe(self) -> str:
+        """Empty if this host can run it, else what is lacking and the fix."""
+        ...
+
+    async def create(self, cell: Cell) -> Handle:
+        """Make it, up to but without starting its process. On failure nothing is left."""
+        ...
+
+    async def start(self, handle: Handle) -> None: ...
+
+    async def signal(self, handle: Handle, signal: int) -> None:
+        """Send to its first process. Nothing happens if that has ended."""
+        ...
+
+    async def kill(self, handle: Handle) -> None:
+        """SIGKILL every process in it, those that ignore signals too, and wait until all are gone."""
+        ...
+
+    async def wait(self, handle: Handle) -> Exit:
+        """Wait for the first process to end. May be called again, and after a restart of the daemon."""
+        ...
+
+    async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+        """Remove all that create() made, running or not, half made or not. Logs stay."""
+        ...
+
+    async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
+        """Find it again after a restart of the daemon or of the host."""
+        ...
+
+    async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
+        """Run a command in it. ``process`` is the instance's own with the request applied: ids resolved."""
+        ...
+
+    async def attach(self, handle: Handle) -> Stream: ...
+
+    async def pause(self, handle: Handle) -> None: ...
+
+    async def resume(self, handle: Handle) -> None: ...
+
+    async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
+        """Called after ``log_path`` was renamed away: go on in a new file."""
+        ...
