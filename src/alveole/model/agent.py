@@ -20,8 +20,7 @@ class InstanceAssignment(Record):
     """An instance this node must hold, with all the agent needs to hold it."""
 
     kind: Literal["instance"] = "instance"
-    instance: Instance
-    image: ImageContent
+    instance: Instance  # its image is pinned
     network: Network | None  # None for host and none
     volumes: tuple[Volume, ...] = ()
 
@@ -44,7 +43,6 @@ class Synced(Record):
     """All that is assigned now has been sent: what the node holds beyond it is a leftover."""
 
     kind: Literal["synced"] = "synced"
-    images: tuple[ImageContent, ...] = ()  # content that some image or instance still refers to
     volumes: tuple[Volume, ...] = ()  # volumes that exist
 
 
@@ -84,6 +82,10 @@ class AgentLink(Protocol):
 
     def assignments(self, node: str) -> AsyncIterator[Assignment]:
         """All current assignments, then ``Synced``, then each change, until cancelled."""
+        ...
+
+    async def used_images(self) -> tuple[ImageContent, ...]:
+        """Content that some image or instance refers to now: what the node must not collect."""
         ...
 
     async def report_instance(self, report: InstanceReport) -> None:

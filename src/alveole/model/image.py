@@ -1,11 +1,12 @@
 """An image: a name in a project for an immutable, content-addressed set of layers and a configuration."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from alveole.model.base import Name, Record, StringMap, Timestamp
-from alveole.model.instance import HealthCheck
+from alveole.model.health import HealthCheck
 
 
 class ImageConfig(Record):
@@ -46,33 +47,88 @@ class Image(Record):
     operation: str = ""  # the operation that is fetching it
 
 
-class Recipe(Record):
-    """How ``image build`` makes an image. Read from TOML."""
+Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*[a-z0-9+](:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?$")]
+"""As ``apt-get install`` takes it: ``name``, ``name:architecture``, ``name=version``. Not ``name-``, which removes."""
 
-    base: str  # scratch | debian:SUITE | an image's name
-    packages: tuple[str, ...] = ()
-    files: tuple["RecipeFile", ...] = ()
-    commands: tuple[str, ...] = ()
-    env: StringMap = Field(default_factory=dict)
-    entrypoint: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-    workdir: str = ""
-    user: str = ""
-    ports: tuple[Annotated[str, Field(pattern=r"^[0-9]{1,5}/(tcp|udp)$")], ...] = ()
-    labels: StringMap = Field(default_factory=dict)
-    stop_signal: str = ""
-    health: HealthCheck | None = None
+
+def _in_shell(command: object) -> object:
+    return ("/bin/sh", "-c", command) if isinstance(command, str) else command
+
+
+BuildCommand = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_in_shell)]
+"""The arguments of a program; one string stands for a line run by ``/bin/sh -c``."""
 
 
 class RecipeFile(Record):
-    """A file put into the image: from ``source`` (relative to the recipe, or absolute) or from ``content``."""
+    """Something put into the image: from ``source`` (relative to the recipe, or absolute) or from ``content``."""
 
-    target: Annotated[str, Field(pattern=r"^/")]
+    target: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]+$", max_length=4096)]
     source: str = ""
     content: str | None = None
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$")] = "0644"
-    user: int = 0
-    group: int = 0
+    mode: Annotated[str, Field(pattern=r"^([0-7]{3,4})?$")] = ""  # octal; empty: as the source, 0644 for content
+    user: Annotated[int, Field(ge=0, le=65535)] = 0
+    group: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if ".." in self.target.split("/") or ".." in self.source.split("/"):
+            raise ValueError("'..' is not allowed in target or source")
+        if not self.target.strip("/."):
+            raise ValueError("target is the root directory itself; name something below it")
+        if bool(self.source) == (self.content is not None):
+            raise ValueError("give either source or content")
+        return self
 
 
-Recipe.model_rebuild()
+class Recipe(Record):
+    """How ``image build`` makes an image. Read from TOML."""
+
+    base: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=512)]
+    """``scratch``, ``debian:SUITE`` (SUITE of letters, such as bookworm), or an image's name."""
+
+    packages: tuple[Package, ...] = ()
+    files: tuple[RecipeFile, ...] = ()
+    commands: tuple[BuildCommand, ...] = ()
+    network: Literal["none", "host"] = "none"  # what commands reach; packages are always fetched
+    env: StringMap = Field(default_factory=dict)
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    workdir: Annotated[str, Field(pattern=r"^(/.*)?$")] = ""
+    user: Annotated[str, Field(pattern=r"^([a-z_0-9][a-z0-9_.-]*(:[a-z_0-9][a-z0-9_.-]*)?)?$")] = ""
+    ports: tuple[Annotated[str, Field(pattern=r"^[0-9]{1,5}/(tcp|udp)$")], ...] = ()
+    labels: StringMap = Field(default_factory=dict)
+    stop_signal: Annotated[str, Field(pattern=r"^((SIG)?[A-Z][A-Z0-9+-]*|[0-9]{1,2})?$")] = ""
+    health: HealthCheck | None = None
+
+    @property
+    def suite(self) -> str:
+        """The Debian suite it is made from; empty if its base is scratch or an image."""
+        match = re.fullmatch(r"debian:([a-z]+)", self.base)
+        return match[1] if match else ""
+
+    @property
+    def base_image(self) -> str:
+        """The name of the image it is made from; empty if there is none."""
+        return "" if self.suite or self.base == "scratch" else self.base
+
+    @field_validator("env")
+    @classmethod
+    def _environment_names(cls, env: StringMap) -> StringMap:
+        for name in env:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of an environment variable")
+        return env
+
+    @field_validator("ports")
+    @classmethod
+    def _port_range(cls, ports: tuple[str, ...]) -> tuple[str, ...]:
+        for port in ports:
+            if not 1 <= int(port.partition("/")[0]) <= 65535:
+                raise ValueError(f"{port} is not between 1 and 65535")
+        return ports
+
+    @model_validator(mode="after")
+    def _packages_need_a_base(self) -> Self:
+        if self.packages and self.base == "scratch":
+            raise ValueError("packages need a Debian base, not scratch")
+        return self

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from alveole.model.base import AnyMap, Name, Record, StringMap, Timestamp
+from alveole.model.health import Health, HealthCheck
+from alveole.model.image import ImageContent
 
 
 class Isolation(StrEnum):
@@ -52,16 +54,6 @@ class Restart(Record):
 
     policy: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
     max_retries: Annotated[int, Field(ge=0)] = 0  # on-failure only; 0 is without end
-
-
-class HealthCheck(Record):
-    """A command run inside the instance; exit 0 is healthy."""
-
-    command: tuple[str, ...] = Field(min_length=1)
-    interval_s: Annotated[float, Field(ge=0.1)] = 30.0
-    timeout_s: Annotated[float, Field(ge=0.1)] = 30.0
-    start_period_s: Annotated[float, Field(ge=0)] = 0.0
-    retries: Annotated[int, Field(ge=1)] = 3
 
 
 class InstanceSpec(Record):
@@ -114,12 +106,6 @@ class Phase(StrEnum):
     FAILED = "failed"  # could not be started; error says why
 
 
-class Health(StrEnum):
-    STARTING = "starting"
-    HEALTHY = "healthy"
-    UNHEALTHY = "unhealthy"
-
-
 class Placement(Record):
     """Instance to node. A report with another epoch is refused."""
 
@@ -153,7 +139,8 @@ class Instance(Record):
     project: Name = "default"
     name: Name
     spec: InstanceSpec
-    image_digest: str = ""  # pinned when its image is ready
+    image: ImageContent | None = None  # pinned when its image is ready
+    image_operation: str = ""  # the pull it waits for, until then
     created_at: Timestamp
     desired: Desired
     generation: int = 1  # grows with every change of spec, desired or run

@@ -14,4 +14,5 @@ class Network(Record):
     name: Name
     subnet: str  # IPv4 prefix inside the address pool of this Alveole, "10.203.16.0/20"
     internal: bool = False  # no way out to other networks or the internet
+    removing: bool = False  # nothing new may use it: it goes as soon as it is certain that nobody does
     created_at: Timestamp

@@ -36,7 +36,6 @@ class Operation(Record):
     generation: int = 0  # for instance verbs: done when the instance has converged on it
     params: AnyMap = Field(default_factory=dict)  # for tasks: what the agent needs
     state: OperationState = OperationState.RUNNING
-    cancel_requested: bool = False
     created_at: Timestamp
     finished_at: Timestamp | None = None
     deadline_at: Timestamp | None = None

@@ -58,6 +58,10 @@ class NetworkDriver(Protocol):
         """Take all of it away. ``keep_ids``: the id range stays reserved (its files carry it)."""
         ...
 
+    async def release_ids(self, ids: Ids) -> None:
+        """Free an id range that ``detach`` kept: no file carries it any more."""
+        ...
+
     async def recover(self, attachments: Collection[Attachment], reserved: Collection[Ids]) -> None:
         """After a restart: adopt these, reserve these ranges, and remove every other object of this driver."""
         ...

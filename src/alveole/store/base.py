@@ -72,7 +72,7 @@ class TxnResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One key's change at one revision; ``value`` is None when it was deleted. ``previous`` as it was before."""
+    """One key's change at one revision; ``value`` is None when it was deleted."""
 
     key: str
     value: KeyValue | None

@@ -1,0 +1,151 @@
+"""Making and unmaking what an instance runs in. Every function may be called again after it was cut short anywhere."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from alveole.agent.cell import build_cell, hostname_of, image_config
+from alveole.agent.engine import Engine
+from alveole.agent.mounts import ensure_mounts, release_mounts, remove_volatile
+from alveole.agent.record import LocalRecord
+from alveole.agent.steps import StepLog
+from alveole.host import mount
+from alveole.host.process import run
+from alveole.model.agent import InstanceAssignment
+from alveole.model.error import AlveoleError, ErrorCode
+from alveole.model.health import HealthCheck
+from alveole.model.instance import Instance
+from alveole.network.base import Attachment
+from alveole.runtime.base import Capability, Handle, Ids
+
+REMOVE_TIMEOUT_S = 600.0
+_MODES = frozenset({"host", "none"})
+
+
+async def make(
+    engine: Engine, assignment: InstanceAssignment, record: LocalRecord, steps: StepLog
+) -> AsyncIterator[LocalRecord]:
+    """Everything up to the process, which is made but not started.
+
+    Yields the record after each effect that must be remembered, before the next one begins.
+    """
+    instance = assignment.instance
+    shifted = Capability.USER_NAMESPACE in engine.runtimes[instance.spec.isolation].capabilities
+    engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
+    engine.paths.volatile(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
+    record = record.replace(volumes=tuple(volume.id for volume in assignment.volumes))
+    yield record
+    with steps.step("image"):
+        await _ensure_image(engine, instance)
+    with steps.step("network"):
+        attachment = record.attachment or await _attach(engine, assignment, record.ids_base, shifted=shifted)
+        record = record.replace(attachment=attachment, ids_base=attachment.ids_base if shifted else 0)
+        yield record
+    with steps.step("root"):
+        await _mount_root(engine, instance, attachment, shifted=shifted)
+    with steps.step("mounts"):
+        mounts = await ensure_mounts(engine, assignment, attachment, shifted=shifted)
+    with steps.step("create"):
+        cell = build_cell(
+            instance,
+            paths=engine.paths,
+            runtime=engine.runtimes[instance.spec.isolation],
+            attachment=attachment,
+            cgroup=cgroup_of(engine, instance.id),
+            mounts=mounts,
+            block_device=_block_device(engine, instance),
+        )
+        cell.directory.mkdir(parents=True, exist_ok=True)
+        cell.run_directory.mkdir(parents=True, exist_ok=True)
+        handle: Handle = await engine.runtimes[instance.spec.isolation].create(cell)
+        yield record.replace(handle=handle)
+
+
+async def _ensure_image(engine: Engine, instance: Instance) -> None:
+    if instance.image is None or not await engine.images.has(instance.image):
+        raise AlveoleError(
+            ErrorCode.NOT_FOUND,
+            f"the content of image {instance.spec.image} is not on node {engine.node.name}",
+            hint=f"alveole image pull {instance.spec.image}",
+        )
+
+
+async def _attach(engine: Engine, assignment: InstanceAssignment, ids_base: int, *, shifted: bool) -> Attachment:
+    instance = assignment.instance
+    mode = instance.spec.network
+    return await engine.network.attach(
+        instance_id=instance.id,
+        project=instance.project,
+        name=instance.name,
+        hostname=hostname_of(instance),
+        network=assignment.network,
+        mode=mode if mode in _MODES else "network",
+        address=instance.address,
+        ports=instance.spec.ports,
+        ids=Ids(base=ids_base) if ids_base else None,
+        shifted=shifted,
+    )
+
+
+async def _mount_root(engine: Engine, instance: Instance, attachment: Attachment, *, shifted: bool) -> None:
+    assert instance.image is not None  # noqa: S101  (_ensure_image has looked)
+    shift = None
+    if shifted:
+        ids = Ids(base=attachment.ids_base)
+        shift = mount.IdShift(base=ids.base, size=ids.size, user_namespace=Path(attachment.user_namespace))
+    await mount.mount_overlay(
+        engine.paths.root(instance.id),
+        engine.images.layer_directories(instance.image),
+        engine.paths.upper(instance.id),
+        engine.paths.work(instance.id),
+        shift=shift,
+        scratch=engine.paths.scratch / instance.id,
+    )
+
+
+def cgroup_of(engine: Engine, instance_id: str) -> str:
+    return f"{engine.identity.cgroup}/{instance_id}"
+
+
+def _block_device(engine: Engine, instance: Instance) -> str:
+    device = engine.paths.upper(instance.id).stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+async def delete_runtime(engine: Engine, record: LocalRecord) -> None:
+    """Remove what the runtime made, running or not."""
+    runtime = engine.runtimes.get(record.runtime)
+    if runtime is not None:
+        paths = engine.paths
+        await runtime.delete(
+            record.instance_id,
+            paths.runtime(record.instance_id),
+            paths.sockets(record.instance_id),
+            cgroup_of(engine, record.instance_id),
+        )
+
+
+async def unmake(engine: Engine, record: LocalRecord) -> None:
+    """Give back everything but the instance's files, logs and id range."""
+    await delete_runtime(engine, record)
+    await release_mounts(engine, record.instance_id, record.volumes)
+    if record.attachment is not None:
+        await engine.network.detach(record.attachment, keep_ids=record.ids_base != 0)
+    remove_volatile(engine, record.instance_id)
+
+
+async def remove_files(engine: Engine, record: LocalRecord) -> None:
+    """Remove the instance's files and logs, then free its id range. It must have been unmade."""
+    home = engine.paths.home(record.instance_id)
+    if home.exists():
+        await run(["rm", "-rf", "--one-file-system", str(home)], timeout_s=REMOVE_TIMEOUT_S)
+    if record.ids_base:
+        await engine.network.release_ids(Ids(base=record.ids_base))
+
+
+def health_check(instance: Instance) -> HealthCheck | None:
+    return instance.spec.health or image_config(instance).health
+
+
+def stop_signal(instance: Instance) -> str:
+    return image_config(instance).stop_signal

@@ -1,0 +1,37 @@
+"""What the agent works with: the drivers of this node, chosen by the composition root."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from alveole.agent.record import Paths
+from alveole.agent.steps import FaultHook
+from alveole.host.cgroup import Cgroups
+from alveole.host.identity import Identity
+from alveole.image.base import ImageStore
+from alveole.model.agent import AgentLink
+from alveole.model.clock import Clock
+from alveole.model.node import Node
+from alveole.network.base import NetworkDriver
+from alveole.runtime.base import Runtime
+from alveole.volume.base import VolumeDriver
+
+PARALLEL_STARTS = 8
+"""Instances made at one time: enough to keep the processors busy, few enough to keep each quick."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    link: AgentLink
+    node: Node
+    identity: Identity
+    paths: Paths
+    clock: Clock
+    runtimes: Mapping[str, Runtime]  # by isolation
+    images: ImageStore
+    network: NetworkDriver
+    volumes: VolumeDriver
+    cgroups: Cgroups
+    fault: FaultHook
+    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
+    volume_holders: dict[str, set[str]] = field(default_factory=dict)  # volume id -> instances that hold it

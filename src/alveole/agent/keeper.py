@@ -1,0 +1,385 @@
+"""Keeps one instance on this node as it was assigned: decides with ``policy.lifecycle``, acts, reports.
+
+A keeper owns all that exists of its instance here. It may be cancelled (the daemon stops) or die with the daemon at
+any point: what runs goes on, and the next keeper adopts it or removes what was half made.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from alveole.agent import cellmaker
+from alveole.agent.engine import Engine
+from alveole.agent.health import watch_health
+from alveole.agent.record import LocalRecord, ids_on_disk, load, save
+from alveole.agent.steps import StepLog
+from alveole.model.agent import InstanceAssignment, InstanceReport
+from alveole.model.error import AlveoleError, ErrorCode, internal
+from alveole.model.health import Health
+from alveole.model.instance import Desired, Instance, InstanceStatus, Phase
+from alveole.policy.admission import signal_number
+from alveole.policy.lifecycle import Remove, Rest, Start, Stop, backoff, decide, wants_restart
+from alveole.runtime.base import Exit, Handle, State
+
+log = logging.getLogger(__name__)
+ATTACH_WAIT_S = 10.0
+SLOW_S = 0.5  # a start that takes longer is reported while it is under way
+RETRY_S = 1.0
+UNKNOWN_EXIT_CODE = 255
+
+
+class Keeper:
+    def __init__(self, engine: Engine, instance_id: str, assignment: InstanceAssignment | None) -> None:
+        """``assignment`` None: the instance is not this node's (any more): leave nothing of it."""
+        self.id = instance_id
+        self.made = asyncio.Event()  # a client may attach
+        self.attached = asyncio.Event()  # a client has
+        self.over: asyncio.Future[int] | None = None  # the exit code of the run under way, for who is attached
+        self._engine = engine
+        self._assignment = assignment
+        self._changed = asyncio.Event()
+        self._ended: asyncio.Task[Exit] | None = None
+        self._health: asyncio.Task[None] | None = None
+        self._steps = StepLog("adopt", engine.clock, engine.fault)
+        self._reported: InstanceReport | None = None
+        found = load(engine.paths, instance_id)
+        self.local = found if found is not None else self._blank()
+
+    def _blank(self) -> LocalRecord:
+        instance = self._assignment.instance if self._assignment else None
+        return LocalRecord(
+            instance_id=self.id,
+            project=instance.project if instance else "",
+            name=instance.name if instance else "",
+            runtime=instance.spec.isolation if instance else "",
+            status=instance.status if instance else InstanceStatus(),
+            ids_base=ids_on_disk(self._engine.paths, self.id),
+        )
+
+    @property
+    def handle(self) -> Handle | None:
+        return self.local.handle
+
+    @property
+    def instance(self) -> Instance | None:
+        return self._assignment.instance if self._assignment else None
+
+    @property
+    def is_running(self) -> bool:
+        return self._ended is not None and not self._ended.done()
+
+    def assign(self, assignment: InstanceAssignment | None) -> None:
+        self._assignment = assignment
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until the instance is gone from this node or the daemon stops."""
+        try:
+            await self._adopt()
+            while await self._turn():
+                continue
+        finally:
+            await self._cancel(self._health)
+            await self._cancel(self._ended)
+
+    async def _adopt(self) -> None:
+        """Find what a former daemon left: go on with what runs, remove what was half made."""
+        runtime = self._engine.runtimes.get(self.local.runtime)
+        if runtime is None or not self._engine.paths.home(self.id).exists():
+            return
+        paths = self._engine.paths
+        found = await runtime.recover(self.id, paths.runtime(self.id), paths.sockets(self.id))
+        for volume in self.local.volumes:
+            self._engine.volume_holders.setdefault(volume, set()).add(self.id)
+        if found.handle is not None and found.state in {State.RUNNING, State.EXITED}:
+            self._follow(found.handle)
+            if self.local.status.phase is not Phase.RUNNING:  # it died between starting and remembering it
+                await self._note_started(self.local.status.restarts)
+            return
+        if self.local.status.phase is Phase.RUNNING:
+            lost = Exit(code=None, reason="host restarted", finished_at=self._engine.clock.now().timestamp())
+            await self._note_ended(lost)
+        else:
+            await cellmaker.unmake(self._engine, self.local)
+            self._forget_made()
+
+    async def _turn(self) -> bool:
+        """One decision and what follows. False when nothing of the instance is left."""
+        self._changed.clear()
+        if self._ended is not None and self._ended.done():
+            await self._note_ended(self._ended.result())
+        if self._assignment is None:
+            await self._abandon()
+            return False
+        instance = self._assignment.instance
+        now = self._engine.clock.now()
+        action = decide(instance, self.local.status, running=self._ended is not None, now=now)
+        match action:
+            case Start(restarts):
+                await self._interruptible(self._start(self._assignment, restarts))
+            case Stop(grace_s):
+                await self._interruptible(self._stop(instance, grace_s))
+            case Remove():
+                await self._remove()
+                return False
+            case Rest(phase, until):
+                await self._report(self.local.status.replace(phase=phase))
+                await self._rest(until)
+        return True
+
+    async def _rest(self, until: datetime | None) -> None:
+        """Wait for a new assignment, the end of its process, or the time."""
+        delay_s = max(0.0, (until - self._engine.clock.now()).total_seconds()) if until else None
+        changed = asyncio.ensure_future(self._changed.wait())
+        waits: set[asyncio.Future[Any]] = {changed} | ({self._ended} if self._ended else set())
+        try:
+            await asyncio.wait(waits, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+
+    async def _interruptible(self, action: Coroutine[Any, Any, None]) -> None:
+        """Carry out an action, but give it up when a new assignment asks for something else."""
+        task = asyncio.ensure_future(action)
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait({task, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+        finally:
+            changed.cancel()
+            await self._cancel(task)
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    async def _start(self, assignment: InstanceAssignment, restarts: int) -> None:
+        instance = assignment.instance
+        self._steps = StepLog("start", self._engine.clock, self._engine.fault)
+        slow = asyncio.ensure_future(self._report_slow())
+        try:
+            async with self._engine.starts:
+                await self._make(assignment)
+            if instance.spec.attach and restarts == 0:
+                await self._await_client()
+            assert self.local.handle is not None  # noqa: S101  (_make has set it)
+            with self._steps.step("start"):
+                await self._runtime.start(self.local.handle)
+            await self._note_started(restarts)
+        except AlveoleError as error:
+            await self._note_failed(instance, restarts, error)
+        except OSError as error:
+            await self._note_failed(
+                instance, restarts, internal(f"{error.strerror}: {error.filename or ''}".rstrip(": "))
+            )
+        except asyncio.CancelledError:
+            await asyncio.shield(self._unmake())
+            raise
+        finally:
+            await self._cancel(slow)
+
+    async def _make(self, assignment: InstanceAssignment) -> None:
+        self.local = self.local.replace(
+            project=assignment.instance.project,
+            name=assignment.instance.name,
+            runtime=assignment.instance.spec.isolation,
+        )
+        async for record in cellmaker.make(self._engine, assignment, self.local, self._steps):
+            self.local = record
+            save(self._engine.paths, record)
+        self._await_end()
+
+    def _await_end(self) -> None:
+        self.over = asyncio.get_running_loop().create_future()
+        self.made.set()
+
+    def _tell_end(self, outcome: int | AlveoleError) -> None:
+        """Tell who is attached how it ended. Nobody may be."""
+        if self.over is None or self.over.done():
+            return
+        if isinstance(outcome, AlveoleError):
+            self.over.set_exception(outcome)
+            self.over.exception()  # heard by nobody is no fault
+        else:
+            self.over.set_result(outcome)
+
+    async def _await_client(self) -> None:
+        """A client that asked for all output attaches now; one that died meanwhile does not hold the instance up."""
+        try:
+            async with asyncio.timeout(ATTACH_WAIT_S):
+                await self.attached.wait()
+        except TimeoutError:
+            log.warning("no client attached to %s within %g s; starting it", self.local.name, ATTACH_WAIT_S)
+
+    async def _report_slow(self) -> None:
+        await asyncio.sleep(SLOW_S)
+        await self._report(self.local.status.replace(phase=Phase.CREATING))
+
+    async def _note_started(self, restarts: int) -> None:
+        instance = self.instance
+        assert self.local.handle is not None  # noqa: S101  (only a made instance starts)
+        status = InstanceStatus(
+            phase=Phase.RUNNING,
+            run=instance.run if instance else self.local.status.run,
+            pid=self.local.handle.pid,
+            started_at=self._engine.clock.now(),
+            restarts=restarts,
+            health=Health.STARTING if instance and cellmaker.health_check(instance) else None,
+        )
+        self._remember(status)
+        self._follow(self.local.handle)
+
+    async def _note_failed(self, instance: Instance, restarts: int, error: AlveoleError) -> None:
+        log.warning("instance %s could not be started: %s", instance.name, error)
+        self._tell_end(error)
+        await self._unmake()
+        now = self._engine.clock.now()
+        code = 127 if error.code is ErrorCode.INVALID else None
+        status = InstanceStatus(
+            phase=Phase.FAILED,
+            run=instance.run,
+            restarts=restarts,
+            finished_at=now,
+            exit_code=code,
+            error={"code": error.code.value, "message": error.message, "hint": error.hint, "field": error.field},
+        )
+        self._remember(status.replace(next_start_at=backoff(status, now)))
+        await self._report(self.local.status)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def _follow(self, handle: Handle) -> None:
+        """Watch the process, and its health if it has a check."""
+        if not self.made.is_set():
+            self._await_end()
+        self.local = self.local.replace(handle=handle)
+        self._ended = asyncio.ensure_future(self._runtime.wait(handle))
+        instance = self.instance
+        check = cellmaker.health_check(instance) if instance else None
+        if instance is not None and check is not None:
+            self._health = asyncio.ensure_future(
+                watch_health(self._engine, self._runtime, handle, instance, check=check, note=self._note_health)
+            )
+
+    async def _note_health(self, health: Health, output: str) -> None:
+        self.local = self.local.replace(status=self.local.status.replace(health=health, health_output=output))
+        await self._report(self.local.status)
+
+    async def _stop(self, instance: Instance, grace_s: float) -> None:
+        self._steps = StepLog("stop", self._engine.clock, self._engine.fault)
+        handle, ended = self.local.handle, self._ended
+        if handle is None or ended is None:
+            return
+        if grace_s > 0 and not ended.done():
+            name = instance.spec.stop_signal or cellmaker.stop_signal(instance) or "SIGTERM"
+            with self._steps.step("signal"):
+                await self._runtime.signal(handle, signal_number(name))
+                await asyncio.wait({ended}, timeout=grace_s)
+        if not ended.done():
+            with self._steps.step("kill"):
+                await self._runtime.kill(handle)
+                await asyncio.wait({ended})
+        await self._note_ended(ended.result(), stopped=True)
+
+    async def _note_ended(self, end: Exit, *, stopped: bool = False) -> None:
+        """The process is over: remember how, then give back what it used, unless it starts again."""
+        await self._cancel(self._health)
+        self._health, self._ended = None, None
+        finished_at = datetime.fromtimestamp(end.finished_at, tz=UTC)
+        status = self.local.status.replace(
+            phase=Phase.EXITED,
+            pid=None,
+            finished_at=finished_at,
+            exit_code=end.code,
+            reason="stopped" if stopped and end.reason != "out of memory" else end.reason,
+            health=None,
+        )
+        self._remember(status.replace(next_start_at=backoff(status, finished_at)))
+        self._tell_end(UNKNOWN_EXIT_CODE if end.code is None else end.code)
+        instance = self.instance
+        again = (
+            instance is not None
+            and instance.desired is Desired.RUNNING
+            and (instance.run != status.run or wants_restart(instance.spec.restart, self.local.status))
+        )
+        self.made.clear()
+        with self._steps.step("clear"):
+            await self._runtime_delete()
+            if not again:
+                await self._unmake()
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+
+    async def _remove(self) -> None:
+        self._steps = StepLog("remove", self._engine.clock, self._engine.fault)
+        with self._steps.step("clear"):
+            await self._unmake()
+        with self._steps.step("files"):
+            await cellmaker.remove_files(self._engine, self.local)
+        await self._report(self.local.status, removed=True)
+
+    async def _abandon(self) -> None:
+        """It is not this node's any more: end it without grace, leave nothing."""
+        if self._ended is not None and self.local.handle is not None:
+            await self._runtime.kill(self.local.handle)
+            await asyncio.wait({self._ended})
+        await self._unmake()
+        await cellmaker.remove_files(self._engine, self.local)
+
+    async def _unmake(self) -> None:
+        await cellmaker.unmake(self._engine, self.local)
+        self._forget_made()
+
+    def _forget_made(self) -> None:
+        self.made.clear()
+        if self._engine.paths.home(self.id).exists():
+            self._remember(self.local.status, handle=None, attachment=None, volumes=())
+
+    async def _runtime_delete(self) -> None:
+        await cellmaker.delete_runtime(self._engine, self.local)
+        self._remember(self.local.status, handle=None)
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _runtime(self) -> Any:
+        return self._engine.runtimes[self.local.runtime]
+
+    def _remember(self, status: InstanceStatus, **fields: Any) -> None:
+        self.local = self.local.replace(status=status, **fields)
+        self._engine.paths.home(self.id).mkdir(parents=True, exist_ok=True)
+        save(self._engine.paths, self.local)
+
+    async def _report(self, status: InstanceStatus, *, removed: bool = False) -> None:
+        """Tell the control plane, until it has heard. A stale epoch means: not ours any more."""
+        instance = self.instance
+        if instance is None or instance.placement is None:
+            return
+        report = InstanceReport(
+            project=instance.project,
+            name=instance.name,
+            instance_id=instance.id,
+            epoch=instance.placement.epoch,
+            status=status.replace(observed_generation=instance.generation),
+            removed=removed,
+            steps=self._steps.steps,
+        )
+        while report != self._reported:
+            try:
+                await self._engine.link.report_instance(report)
+                self._reported = report
+            except AlveoleError as error:
+                if error.code is ErrorCode.CONFLICT:
+                    self.assign(None)
+                    return
+                log.warning("could not report on %s, trying again: %s", instance.name, error)
+                await asyncio.sleep(RETRY_S)
+
+    @staticmethod
+    async def _cancel(task: "asyncio.Future[Any] | None") -> None:
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait({task})

@@ -1,0 +1,92 @@
+"""What the agent itself remembers of an instance, beside it on disk: enough to adopt or remove it after a restart."""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from alveole.model.base import Record
+from alveole.model.instance import InstanceStatus
+from alveole.network.base import Attachment
+from alveole.runtime.base import Handle
+
+
+class LocalRecord(Record):
+    instance_id: str
+    project: str
+    name: str
+    runtime: str
+    status: InstanceStatus = InstanceStatus()
+    attachment: Attachment | None = None
+    ids_base: int = 0  # the id range its files carry; 0: none yet, or not shifted
+    handle: Handle | None = None
+    volumes: tuple[str, ...] = ()  # ids of the volumes it holds
+
+
+class Paths:
+    """Where the agent keeps things of an instance."""
+
+    def __init__(self, state: Path, run: Path) -> None:
+        self.instances = state / "instances"
+        self.run = run / "i"  # short: Unix sockets lie below
+        self.scratch = run / "l"
+
+    def home(self, identifier: str) -> Path:
+        return self.instances / identifier
+
+    def record(self, identifier: str) -> Path:
+        return self.home(identifier) / "local.json"
+
+    def upper(self, identifier: str) -> Path:
+        return self.home(identifier) / "upper"
+
+    def work(self, identifier: str) -> Path:
+        return self.home(identifier) / "work"
+
+    def runtime(self, identifier: str) -> Path:
+        return self.home(identifier) / "runtime"
+
+    def log(self, identifier: str) -> Path:
+        return self.home(identifier) / "log"
+
+    def volatile(self, identifier: str) -> Path:
+        """Gone after a reboot, with all below."""
+        return self.run / identifier
+
+    def root(self, identifier: str) -> Path:
+        return self.volatile(identifier) / "root"
+
+    def sockets(self, identifier: str) -> Path:
+        return self.volatile(identifier) / "s"
+
+
+def save(paths: Paths, record: LocalRecord) -> None:
+    """Replace the record. A power loss may lose it; what then cannot be read again is what a reboot ends anyway."""
+    path = paths.record(record.instance_id)
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(record.to_json())
+    temporary.rename(path)
+
+
+def load(paths: Paths, identifier: str) -> LocalRecord | None:
+    """The record; None if there is none or it was lost with the power."""
+    try:
+        return LocalRecord.from_json(paths.record(identifier).read_bytes())
+    except (FileNotFoundError, ValidationError, json.JSONDecodeError):
+        return None
+
+
+def load_all(paths: Paths) -> dict[str, LocalRecord | None]:
+    """Every instance directory of this node."""
+    if not paths.instances.is_dir():
+        return {}
+    return {entry.name: load(paths, entry.name) for entry in os.scandir(paths.instances) if entry.is_dir()}
+
+
+def ids_on_disk(paths: Paths, identifier: str) -> int:
+    """The id range that the instance's files carry, when the record of it was lost."""
+    try:
+        return paths.upper(identifier).stat().st_uid & ~0xFFFF
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,1 @@
+"""What this host can do, measured rather than read off names. Nothing here prints; ``survey`` gathers all of it."""

@@ -1,0 +1,256 @@
+"""Instances run by an OCI engine: the whole Runtime contract once, for crun and runsc alike."""
+
+import json
+import resource
+import secrets
+import shutil
+import signal as signals
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from alveole.host import pidfd
+from alveole.host.cgroup import Cgroups
+from alveole.host.process import Result, run
+from alveole.model.agent import ExecRequest, Stream
+from alveole.model.error import conflict, internal
+from alveole.runtime import bundle, conmon, execution
+from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recovered, State
+from alveole.runtime.conmon import Place
+from alveole.runtime.faults import fault
+from alveole.runtime.streams import AttachStream
+
+_ENGINE_TIMEOUT_S = 60.0
+
+
+class Flavour(Protocol):
+    """What one engine does differently from another."""
+
+    name: str
+    program: str
+    options: tuple[str, ...]
+    bundle: bundle.Engine
+    capabilities: frozenset[Capability]
+    exec_pid_option: str  # names the file that gets the pid of a command run by ``exec``, once it was started
+    exec_pid_is_inside: bool  # that pid is of the engine's own kernel
+    exec_console_socket: bool  # ``exec`` makes the terminal and sends it; else it takes the one it is run on
+
+    async def probe(self) -> str:
+        """Empty if this host can run it, else what is lacking and the fix."""
+        ...
+
+    def seccomp(self, capabilities: frozenset[str]) -> dict[str, Any]:
+        """Fragment of the bundle."""
+        ...
+
+    def created(self, capabilities: frozenset[str], state: Path) -> None:
+        """Called with the engine's state directory of an instance just created."""
+        ...
+
+    async def start_prefix(self) -> tuple[str, ...]:
+        """argv that ``start`` is run under."""
+        ...
+
+
+class OciRuntime:
+    """Implements alveole.runtime.base.Runtime."""
+
+    def __init__(self, flavour: Flavour, cgroups: Cgroups, clock: Callable[[], float] = time.time) -> None:
+        self._flavour = flavour
+        self._cgroups = cgroups
+        self._clock = clock
+        self._program = shutil.which(flavour.program) or flavour.program
+        memory = cgroups.layout.v1.get("memory")
+        self._limits = bundle.HostLimits(
+            open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            swap_limit=memory is None or (memory / "memory.memsw.limit_in_bytes").exists(),
+        )
+
+    @property
+    def name(self) -> str:
+        return self._flavour.name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._flavour.capabilities
+
+    async def probe(self) -> str:
+        if not shutil.which(conmon.PROGRAM):
+            return f"{conmon.PROGRAM} is not installed (install the package {conmon.PROGRAM})"
+        return await self._flavour.probe()
+
+    async def create(self, cell: Cell) -> Handle:
+        place = Place(cell.id, cell.directory, cell.run_directory)
+        if place.bundle.exists() or place.handle_file.exists():
+            await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
+        try:
+            return await self._create(cell, place)
+        except BaseException:
+            await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
+            raise
+
+    async def _create(self, cell: Cell, place: Place) -> Handle:
+        kept = frozenset(cell.process.capabilities)
+        files = frozenset(mount.source for mount in cell.mounts if mount.source and not mount.source.is_dir())
+        config = bundle.bundle(cell, self._flavour.bundle, self._limits, self._flavour.seccomp(kept), files)
+        place.bundle.mkdir(mode=0o700)
+        (place.bundle / "config.json").write_text(json.dumps(config))
+        try:
+            pid = await conmon.create(
+                place, self._engine(place), cell.log_path, tty=cell.process.tty, stdin=cell.process.stdin
+            )
+        except conmon.EngineFailed as error:
+            raise fault(self.name, str(error), cell.process.args, cell.process.workdir) from error
+        self._flavour.created(kept, place.engine_root / cell.id)
+        monitor_pid, monitor_started = conmon.monitor(place)
+        handle = Handle(
+            runtime=self.name,
+            id=cell.id,
+            directory=str(cell.directory),
+            run_directory=str(cell.run_directory),
+            cgroup=cell.cgroup,
+            pid=pid,
+            pid_started=pidfd.started_at(pid) or 0,
+            monitor_pid=monitor_pid,
+            monitor_started=monitor_started,
+            tty=cell.process.tty,
+        )
+        _replace(place.handle_file, handle.to_json())
+        return handle
+
+    async def start(self, handle: Handle) -> None:
+        place = _place(handle)
+        result = await self._run(place, "start", place.id, prefix=await self._flavour.start_prefix())
+        if result.code != 0 and await self._status(place) not in {"running", "stopped"}:
+            process = json.loads((place.bundle / "config.json").read_bytes())["process"]
+            raise fault(self.name, result.stderr.decode(errors="replace"), process["args"], process["cwd"])
+
+    async def signal(self, handle: Handle, signal: int) -> None:
+        place = _place(handle)
+        result = await self._run(place, "kill", place.id, str(signal))
+        if result.code != 0 and await self._status(place) in {"created", "running"} and _runs(handle):
+            raise result.failure()
+
+    async def kill(self, handle: Handle) -> None:
+        await self._kill_all(handle.cgroup)
+        await pidfd.wait_ended(handle.pid, handle.pid_started)
+
+    async def wait(self, handle: Handle) -> Exit:
+        place = _place(handle)
+        await pidfd.wait_ended(handle.monitor_pid, handle.monitor_started)
+        code = conmon.exit_code(place)
+        if code is None:
+            await self.kill(handle)
+            return Exit(code=None, reason="monitor lost", finished_at=self._clock())
+        reason = _reason(code, out_of_memory=self._cgroups.oom_kills(handle.cgroup) > 0)
+        return Exit(code=code, reason=reason, finished_at=place.exit_file.stat().st_mtime)
+
+    async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+        place = Place(cell_id, directory, run_directory)
+        if place.bundle.exists():
+            await conmon.kill(place)
+            await self._kill_all(cgroup)
+            if place.engine_root.exists():
+                # Its complaint about a half-made instance does not matter: all it would remove is removed below.
+                await self._run(place, "delete", "--force", cell_id)
+        await self._kill_all(cgroup)
+        await self._cgroups.remove(cgroup)
+        for file in (place.handle_file, place.exit_file, place.oom_file):
+            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(place.bundle)
+
+    async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
+        place = Place(cell_id, directory, run_directory)
+        try:
+            handle = Handle.from_json(place.handle_file.read_bytes())
+        except FileNotFoundError:
+            return Recovered(state=State.ABSENT, handle=None)
+        if conmon.exit_code(place) is not None:
+            return Recovered(state=State.EXITED, handle=handle)
+        if not place.bundle.exists():  # the host was restarted
+            return Recovered(state=State.ABSENT, handle=handle)
+        if not pidfd.is_alive(handle.monitor_pid, handle.monitor_started):
+            return Recovered(state=State.EXITED, handle=handle)
+        created = await self._status(place) == "created"
+        return Recovered(state=State.CREATED if created else State.RUNNING, handle=handle)
+
+    async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
+        place = _place(handle)
+        if not _runs(handle):
+            raise conflict(f"instance {handle.id} is not running", hint="start it first")
+        session = execution.Session(
+            place=place,
+            engine=self._engine(place),
+            pid_option=self._flavour.exec_pid_option,
+            pid_is_inside=self._flavour.exec_pid_is_inside,
+            console_socket=self._flavour.exec_console_socket,
+            stem=place.bundle / f"exec-{secrets.token_hex(4)}",
+        )
+        try:
+            return await session.open(request, process, bundle.process(process, self._limits))
+        except execution.NotStarted as error:
+            raise fault(self.name, str(error), process.args, process.workdir) from error
+
+    async def attach(self, handle: Handle) -> Stream:
+        async def exit_code() -> int:
+            code = (await self.wait(handle)).code
+            if code is None:
+                raise internal(f"how instance {handle.id} ended is not known: its monitor was lost")
+            return code
+
+        return await AttachStream.open(_place(handle), exit_code, tty=handle.tty)
+
+    async def pause(self, handle: Handle) -> None:
+        await self._cgroups.freeze(handle.cgroup)
+
+    async def resume(self, handle: Handle) -> None:
+        self._cgroups.thaw(handle.cgroup)
+
+    async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
+        await conmon.reopen_log(_place(handle), log_path)
+
+    async def _kill_all(self, cgroup: str) -> None:
+        if not cgroup.strip("/"):
+            raise internal("an instance without a cgroup of its own cannot be killed")  # that would kill the host
+        await self._cgroups.kill(cgroup)
+
+    def _engine(self, place: Place) -> tuple[str, ...]:
+        return (self._program, "--root", str(place.engine_root), *self._flavour.options)
+
+    async def _run(self, place: Place, *arguments: str, prefix: tuple[str, ...] = ()) -> Result:
+        argv = (*prefix, *self._engine(place), *arguments)
+        return await run(argv, timeout_s=_ENGINE_TIMEOUT_S, check=False)
+
+    async def _status(self, place: Place) -> str:
+        """created | running | stopped | paused, as the engine says; empty if it does not know the instance."""
+        result = await self._run(place, "state", place.id)
+        return str(json.loads(result.stdout)["status"]) if result.code == 0 else ""
+
+
+def _place(handle: Handle) -> Place:
+    return Place(handle.id, Path(handle.directory), Path(handle.run_directory))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
+def _runs(handle: Handle) -> bool:
+    return pidfd.is_alive(handle.pid, handle.pid_started)
+
+
+def _reason(code: int, *, out_of_memory: bool) -> str:
+    """The monitor reports a death by signal N as 128 + N.
+
+    When the kernel kills for lack of memory, the first process may be hit, or fail for want of the one that was.
+    """
+    names = {128 + number: number.name for number in signals.Signals}
+    name = names.get(code, "")
+    if out_of_memory and code != 0 and name in {"", "SIGKILL"}:
+        return "out of memory"
+    return f"killed by {name}" if name else "exited"
