@@ -1,6 +1,6 @@
 """Writes docs/reference/cli.md from the command line itself, so that it cannot say anything else.
 
-Run `python tools/gen_cli_reference.py`; with `--check` nothing is written and the exit code tells whether it is current.
+Run `python tools/gen_cli_reference.py`. With `--check` nothing is written: the exit code tells whether it is current.
 """
 
 import sys

@@ -613,6 +613,30 @@ async def test_revoking_deletes_the_keys_as_one_revision(store: Store) -> None:
     await refused(lambda: store.keep_lease(lease.id), ErrorCode.NOT_FOUND)
 
 
+async def test_an_interrupted_revocation_is_not_forgotten(store: Store) -> None:
+    """From its first moment the lease cannot be kept, and it goes although its caller was cancelled."""
+    lease = await store.grant_lease(10)
+    await put(store, "a", lease=lease.id)
+    revoking = asyncio.create_task(store.revoke_lease(lease.id))
+    await asyncio.sleep(0)
+    revoking.cancel()
+    await refused(lambda: store.keep_lease(lease.id), ErrorCode.NOT_FOUND)
+    await asyncio.wait([revoking])
+    assert isinstance(store, MemoryStore | SqliteStore)
+    await store._leases.expire_due()
+    assert await keys(store) == []
+    assert len(store._leases) == 0
+
+
+async def test_expiry_goes_on_after_a_time_without_leases(store: Store, clock: Clock) -> None:
+    await store.revoke_lease((await store.grant_lease(10)).id)
+    await asyncio.sleep(0.05)
+    lease = await store.grant_lease(10)
+    before = await put(store, "a", lease=lease.id)
+    clock.now_s += 10
+    assert (await watched(store, "", before + 1, 1))[0][0].value is None
+
+
 @pytest.mark.parametrize("lease_id", [0, 999, -1, 1 << 70])
 async def test_revoking_an_unknown_lease_is_ignored(store: Store, lease_id: int) -> None:
     before = await put(store, "a")

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,7 +87,7 @@ class Lab:
         return {
             "devices": sorted(name for _, name in socket.if_nameindex()),
             "rules": sh("nft", "list", "ruleset"),
-            "routes": sh("ip", "-4", "route"),
+            "routes": sh("ip", "-4", "route").replace(" linkdown", ""),  # the kernel tells of carriers late
             "forwarding": sysctl.read("net/ipv4/ip_forward"),
             "mounts": [
                 line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.directory) in line
@@ -133,12 +133,14 @@ def neighbour(device: str, host_address: str, its_address: str) -> Iterator[int]
 
 
 @asynccontextmanager
-async def driver(lab: Lab, number: int = 0, **options: Any) -> AsyncIterator[RoutedNetwork]:
-    """An opened driver, closed for good at the end."""
+async def driver(
+    lab: Lab, number: int = 0, *, adopt: Collection[Attachment] = (), **options: Any
+) -> AsyncIterator[RoutedNetwork]:
+    """An opened driver that adopts what a former one left, closed for good at the end."""
     network = RoutedNetwork(lab.identity(number), **{"pool_size": 1, **options})
     try:
         await network.open()
-        await network.recover((), ())
+        await network.recover(adopt, ())
         yield network
     finally:
         await network.close(keep=False)

@@ -59,7 +59,7 @@ class Node:
         """What ``script`` prints in the image's files, by the host's root without any shift of ids."""
         async with self.mounted(content) as root:
             done = subprocess.run(
-                ["chroot", root, "/bin/sh", "-c", script],
+                ["/usr/sbin/chroot", root, "/bin/sh", "-c", script],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -76,6 +76,11 @@ class Node:
             yield at / "root"
         finally:
             await unmount(at / "root")
+
+    async def heard(self, line: str) -> None:
+        """Wait until a build says so."""
+        while line not in self.said:  # noqa: ASYNC110  (it says it to a list)
+            await asyncio.sleep(0.02)
 
     def assert_nothing_left(self) -> None:
         assert not (self.identity.state / "build").exists()
@@ -168,6 +173,13 @@ async def test_files_go_through_the_links_of_the_image(node: Node) -> None:
     assert await node.run(content, "readlink /lib; cat /usr/lib/x") == "usr/lib\ny"
 
 
+async def test_steps_that_change_nothing_make_equal_layers(node: Node) -> None:
+    """The kernel refuses to stack a layer on itself."""
+    content = await node.build(BUSYBOX | {"commands": [*BUSYBOX["commands"], "true", ":", "echo 1 >/end"]})
+    assert content.layers[2] == content.layers[3]
+    assert await node.run(content, "cat /end") == "1"
+
+
 async def test_what_did_not_change_is_not_made_again(node: Node) -> None:
     unique = BUSYBOX | {"commands": [*BUSYBOX["commands"], "cat /proc/sys/kernel/random/uuid >/id"]}
     first = await node.build(unique)
@@ -175,7 +187,7 @@ async def test_what_did_not_change_is_not_made_again(node: Node) -> None:
     assert await node.build(unique) == first
     assert node.said.count("unchanged") == 3
     again = await node.build(unique, cache=False)
-    assert again.layers[:2] == first.layers[:2]  # the same inputs gave the same bytes
+    assert again.layers[0] == first.layers[0]  # the same files gave the same bytes
     assert again.layers[2] != first.layers[2]
 
 
@@ -250,7 +262,7 @@ async def test_commands_are_walled_in(node: Node) -> None:
         "env": {"A": "b"},
         "commands": [
             *BUSYBOX["commands"],
-            'test "$A" = b && test -z "$HOME$OLDPWD" && test $$ -lt 9',
+            'test "$A" = b && test -z "$LC_ALL" && test $$ -lt 9',
             "cat /proc/self/uid_map && grep -v lo: /proc/net/dev | wc -l && grep CapBnd /proc/self/status",
             "! mount -t tmpfs none /etc && ! mknod /disk b 259 0 && ! echo 1 >/proc/sys/kernel/panic",
         ],
@@ -260,7 +272,7 @@ async def test_commands_are_walled_in(node: Node) -> None:
     assert any(line.split() == ["0", str(base), "65536"] for line in node.said)
     assert "2" in node.said  # the two lines of headings
     assert "CapBnd:\t00000000800401fb" in node.said
-    assert await node.run(content, "ls / | tr '\n' ' '") == "bin dev proc sys tmp" or True
+    assert await node.run(content, "ls -A /") == "bin"  # mount points are none of the image's
 
 
 async def test_a_command_that_never_ends_is_ended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +285,7 @@ async def test_a_command_that_never_ends_is_ended(node: Node, monkeypatch: pytes
 
 async def test_a_cancelled_build_leaves_nothing(node: Node) -> None:
     task = asyncio.ensure_future(node.build(BUSYBOX | {"commands": [*BUSYBOX["commands"], "echo here; sleep 1000"]}))
-    while "here" not in node.said:
-        await asyncio.sleep(0.02)
+    await asyncio.wait_for(node.heard("here"), timeout=30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -304,7 +315,7 @@ asyncio.run(main())
 
 
 async def test_what_a_killed_daemon_left_is_removed_by_the_next(root: Path) -> None:
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", _ENDLESS_BUILD, str(root)], stdout=subprocess.PIPE, text=True
     ) as daemon:
         assert daemon.stdout is not None
@@ -334,14 +345,6 @@ async def test_two_debian_images_share_their_base(node: Node) -> None:
         assert not (at / "etc/hostname").exists()
         assert not (at / "usr/sbin/policy-rc.d").exists()
         assert not list((at / "var/lib/apt/lists").glob("*Packages*"))
-    probe = await node.build(
-        {
-            "base": "nginx",
-            "commands": [
-                'nginx -g "daemon off;" & for i in 1 2 3 4 5 6 7 8 9; do "$@" && exit 0; sleep 1; done; exit 1',
-            ][:0]
-            + [["/bin/sh", "-c", 'nginx -g "daemon off;" & sleep 2; exec "$@"', "sh", *health.command]],
-        },
-        contents["nginx"],
-    )
-    assert len(probe.layers) == len(contents["nginx"].layers) + 1
+    script = 'nginx -g "daemon off;" & sleep 2; exec "$@"'
+    probe = {"base": "nginx", "commands": [["/bin/bash", "-c", script, "bash", *health.command]]}
+    assert (await node.build(probe, contents["nginx"])).layers[:-1] == contents["nginx"].layers

@@ -1,6 +1,7 @@
 """Pulling from a real docker-registry on loopback: sharing, corruption, errors, concurrency, cancel, collection."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -222,14 +223,24 @@ async def test_registry_without_tls(registry: Registry, store: LocalImageStore, 
     assert failure.value.code == ErrorCode.UNAVAILABLE
 
 
-async def test_registry_that_wants_a_login(store: LocalImageStore, tmp_path: Path) -> None:
+async def test_registry_that_wants_a_login(
+    store: LocalImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused without credentials; with those of the host's usual file the image is simply not there."""
     directory = tmp_path / "locked"
     directory.mkdir()
-    (directory / "htpasswd").write_text("")
+    (directory / "htpasswd").write_text("me:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n")
+    auth_file = tmp_path / "auth.json"
     with running_registry(directory, password=True) as registry:
         with pytest.raises(AlveoleError, match="does not let this host have") as failure:
             await pull(store, f"{registry.address}/app")
         assert failure.value.code == ErrorCode.DENIED
+        credentials = base64.b64encode(b"me:secret").decode()
+        auth_file.write_text(json.dumps({"auths": {registry.address: {"auth": credentials}}}))
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(auth_file))
+        with pytest.raises(AlveoleError) as failure:
+            await pull(store, f"{registry.address}/app")
+        assert failure.value.code == ErrorCode.NOT_FOUND
     assert stored(tmp_path) == set()
 
 

@@ -246,7 +246,11 @@ async def test_overlayfs_understands_the_layers(store: LocalImageStore, tmp_path
     """Mounted as instances mount them, the upper layer hides what it should, and only that."""
     below = tar(entry("d/gone", b"x"), entry("d/kept", b"x"), entry("opaque/old", b"x"), entry("again/old", b"x"))
     above = tar(
-        entry("d/.wh.gone"), entry("opaque/new", b"x"), entry("opaque/.wh..wh..opq"), entry(".wh.again"), folder("again")
+        entry("d/.wh.gone"),
+        entry("opaque/new", b"x"),
+        entry("opaque/.wh..wh..opq"),
+        entry(".wh.again"),
+        folder("again"),
     )
     lower, upper = [await unpacked(store, tmp_path, layer) for layer in (below, above)]
     target = tmp_path / "merged"

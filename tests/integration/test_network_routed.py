@@ -73,21 +73,25 @@ async def test_the_host_and_its_services_are_closed_to_instances(lab: Lab) -> No
                     assert await reach(here.network_namespace, address, 9000, protocol=protocol) == DENIED
 
 
-async def test_spoofed_sources_and_loopback_destinations_are_dropped(lab: Lab) -> None:
+async def test_packets_with_the_source_of_another_are_dropped(lab: Lab) -> None:
+    """Datagrams one way: an answer would go to the true owner anyway."""
     async with driver(lab) as network:
         here = await attach(network, "here")
         near = await attach(network, "near", host=3)
-        stranger = "10.80.16.77"
+        mate = await attach(network, "mate", host=4)
         with inside(here.network_namespace):
-            sh("ip", "address", "add", f"{stranger}/32", "dev", "eth0")
-            sh("ip", "address", "del", "127.0.0.1/8", "dev", "lo")
-            sh("ip", "route", "add", "127.0.0.0/8", "via", network._identity.gateway, "dev", "eth0", "onlink")
-            Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
-        sh("ip", "route", "add", f"{stranger}/32", "dev", here.interface)  # so that only our rule stops the answer
-        async with serving(near.network_namespace, 80, "near"), serving(None, 9000, "host", "127.0.0.1"):
-            assert await reach(here.network_namespace, near.address, 80) == f"near {here.address}"
-            assert await reach(here.network_namespace, near.address, 80, source=stranger) == DENIED
-            assert await reach(here.network_namespace, "127.0.0.1", 9000, source=here.address) == DENIED
+            sh("ip", "address", "add", f"{mate.address}/32", "dev", "eth0")
+        loop = asyncio.get_running_loop()
+        with opened(near.network_namespace, socket.SOCK_DGRAM) as receiver:
+            receiver.bind(("0.0.0.0", 80))
+            for source in (mate.address, here.address):
+                with opened(here.network_namespace, socket.SOCK_DGRAM) as sender:
+                    sender.bind((source, 0))
+                    sender.sendto(b"?", (near.address, 80))
+            async with asyncio.timeout(2):
+                assert (await loop.sock_recvfrom(receiver, 1))[1][0] == here.address
+            with pytest.raises(BlockingIOError):
+                receiver.recv(1)
 
 
 async def test_the_way_out_is_masqueraded_and_internal_networks_have_none(lab: Lab) -> None:
@@ -128,11 +132,17 @@ async def test_a_published_port_is_reached_from_everywhere(lab: Lab, protocol: s
 async def test_a_port_published_on_loopback_is_for_the_host_only(lab: Lab) -> None:
     async with driver(lab) as network:
         web = await attach(network, "web", ports=(Port(host_address="127.0.0.1", host_port=8080, instance_port=80),))
+        far = await attach(network, "far", network=make_network(2))
+        with inside(far.network_namespace):  # whose root sends what it takes for the loopback out to the host
+            Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
+            sh("ip", "address", "del", "127.0.0.1/8", "dev", "lo")
+            sh("ip", "route", "add", "127.0.0.0/8", "via", network._identity.gateway, "dev", "eth0", "onlink")
         async with serving(web.network_namespace, 80, "web"):
             assert await reach(None, "127.0.0.1", 8080) == f"web {network._identity.gateway}"
             assert await reach(None, "::1", 8080) == f"web {network._identity.gateway}"
             assert await reach(None, HOST_ADDRESS, 8080) == DENIED
             assert await reach(lab.outside, HOST_ADDRESS, 8080) == DENIED
+            assert await reach(far.network_namespace, "127.0.0.1", 8080, source=far.address) == DENIED
 
 
 async def test_the_relay_carries_more_than_its_buffers_and_the_end_of_input(lab: Lab) -> None:

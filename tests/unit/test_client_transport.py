@@ -13,7 +13,7 @@ import pytest
 
 from alveole.client.api import Client, parse_events
 from alveole.client.errors import ApiError
-from tests.daemon_double import Double, Reply, Request, operation, serving
+from tests.daemon_double import Double, Reply, operation, serving
 
 
 @pytest.fixture
@@ -167,10 +167,8 @@ def test_a_name_that_would_address_something_else_is_refused(daemon: Double, ref
     [("a b", "/v1/instances/a%20b"), ("a/b", "/v1/instances/a%2Fb"), ("a?x=1#", "/v1/instances/a%3Fx%3D1%23")],
 )
 def test_odd_names_stay_one_part_of_the_path(daemon: Double, ref: str, path: str) -> None:
-    asked: list[Request] = []
-    daemon.answers[f"GET {path}"] = lambda request: (asked.append(request), Reply({"name": "x"}))[1]
+    daemon.answers[f"GET {path}"] = Reply({"name": "x"})
     assert Client(daemon.path).instance(ref) == {"name": "x"}
-    assert len(asked) == 1
 
 
 def test_image_names_keep_their_slashes(daemon: Double) -> None:

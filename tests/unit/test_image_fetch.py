@@ -55,7 +55,9 @@ def test_what_is_not_skopeo_s_stays() -> None:
 
 
 def test_missing_program() -> None:
-    error = registry_error("r.io/app", "r.io", internal("setpriv failed: setpriv: failed to execute skopeo: No such file"))
+    error = registry_error(
+        "r.io/app", "r.io", internal("setpriv failed: setpriv: failed to execute skopeo: No such file")
+    )
     assert error.code == ErrorCode.UNSUPPORTED
     assert "skopeo is not installed" in error.message
 

@@ -83,27 +83,28 @@ class Keeper:
         finally:
             await self._cancel(self._health)
             await self._cancel(self._ended)
+            self._health, self._ended = None, None
 
     async def _adopt(self) -> None:
         """Find what a former daemon left: go on with what runs, remove what was half made."""
-        runtime = self._engine.runtimes.get(self.local.runtime)
-        if runtime is None or not self._engine.paths.home(self.id).exists():
+        paths, local = self._engine.paths, self.local
+        runtime = self._engine.runtimes.get(local.runtime)
+        if runtime is None or not (local.starting or local.handle or local.attachment):
             return
-        paths = self._engine.paths
-        found = await runtime.recover(self.id, paths.runtime(self.id), paths.sockets(self.id))
-        for volume in self.local.volumes:
+        for volume in local.volumes:
             self._engine.volume_holders.setdefault(volume, set()).add(self.id)
-        if found.handle is not None and found.state in {State.RUNNING, State.EXITED}:
+        found = await runtime.recover(self.id, paths.runtime(self.id), paths.sockets(self.id))
+        there = found.handle is not None and found.state in {State.RUNNING, State.EXITED}
+        if there and local.starting:  # the daemon died between starting it and remembering that
+            self.local = local.replace(handle=found.handle)
+            await self._note_started(local.restarts)
+        elif there and found.handle is not None and local.status.phase is Phase.RUNNING:
             self._follow(found.handle)
-            if self.local.status.phase is not Phase.RUNNING:  # it died between starting and remembering it
-                await self._note_started(self.local.status.restarts)
-            return
-        if self.local.status.phase is Phase.RUNNING:
-            lost = Exit(code=None, reason="host restarted", finished_at=self._engine.clock.now().timestamp())
-            await self._note_ended(lost)
+        elif local.status.phase is Phase.RUNNING and not local.starting:
+            now = self._engine.clock.now().timestamp()
+            await self._note_ended(Exit(code=None, reason="host restarted", finished_at=now))
         else:
-            await cellmaker.unmake(self._engine, self.local)
-            self._forget_made()
+            await self._unmake()
 
     async def _turn(self) -> bool:
         """One decision and what follows. False when nothing of the instance is left."""
@@ -162,7 +163,7 @@ class Keeper:
         slow = asyncio.ensure_future(self._report_slow())
         try:
             async with self._engine.starts:
-                await self._make(assignment)
+                await self._make(assignment, restarts)
             if instance.spec.attach and restarts == 0:
                 await self._await_client()
             assert self.local.handle is not None  # noqa: S101  (_make has set it)
@@ -181,8 +182,10 @@ class Keeper:
         finally:
             await self._cancel(slow)
 
-    async def _make(self, assignment: InstanceAssignment) -> None:
+    async def _make(self, assignment: InstanceAssignment, restarts: int) -> None:
         self.local = self.local.replace(
+            starting=True,
+            restarts=restarts,
             project=assignment.instance.project,
             name=assignment.instance.name,
             runtime=assignment.instance.spec.isolation,
@@ -229,7 +232,7 @@ class Keeper:
             restarts=restarts,
             health=Health.STARTING if instance and cellmaker.health_check(instance) else None,
         )
-        self._remember(status)
+        self._remember(status, starting=False)
         self._follow(self.local.handle)
 
     async def _note_failed(self, instance: Instance, restarts: int, error: AlveoleError) -> None:
@@ -336,7 +339,7 @@ class Keeper:
     def _forget_made(self) -> None:
         self.made.clear()
         if self._engine.paths.home(self.id).exists():
-            self._remember(self.local.status, handle=None, attachment=None, volumes=())
+            self._remember(self.local.status, handle=None, attachment=None, volumes=(), starting=False)
 
     async def _runtime_delete(self) -> None:
         await cellmaker.delete_runtime(self._engine, self.local)
@@ -367,6 +370,8 @@ class Keeper:
             removed=removed,
             steps=self._steps.steps,
         )
+        if self._reported is None and not removed and report.status == instance.status:
+            return  # as it was before this daemon
         while report != self._reported:
             try:
                 await self._engine.link.report_instance(report)

@@ -1,6 +1,5 @@
 """What the agent itself remembers of an instance, beside it on disk: enough to adopt or remove it after a restart."""
 
-import json
 import os
 from pathlib import Path
 
@@ -22,6 +21,8 @@ class LocalRecord(Record):
     ids_base: int = 0  # the id range its files carry; 0: none yet, or not shifted
     handle: Handle | None = None
     volumes: tuple[str, ...] = ()  # ids of the volumes it holds
+    starting: bool = False  # being made, or started without that being remembered
+    restarts: int = 0  # automatic ones, the one being made included
 
 
 class Paths:
@@ -62,19 +63,27 @@ class Paths:
 
 
 def save(paths: Paths, record: LocalRecord) -> None:
-    """Replace the record. A power loss may lose it; what then cannot be read again is what a reboot ends anyway."""
+    """Replace the record; killed at any point, the old or the new one can be read.
+
+    Not by renaming over the old one: ext4 then waits for the disk, and nothing here must outlive a power loss that a
+    reboot does not end anyway.
+    """
     path = paths.record(record.instance_id)
     temporary = path.with_suffix(".new")
     temporary.write_bytes(record.to_json())
+    path.unlink(missing_ok=True)
     temporary.rename(path)
 
 
 def load(paths: Paths, identifier: str) -> LocalRecord | None:
     """The record; None if there is none or it was lost with the power."""
-    try:
-        return LocalRecord.from_json(paths.record(identifier).read_bytes())
-    except (FileNotFoundError, ValidationError, json.JSONDecodeError):
-        return None
+    path = paths.record(identifier)
+    for candidate in (path, path.with_suffix(".new")):
+        try:
+            return LocalRecord.from_json(candidate.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            continue
+    return None
 
 
 def load_all(paths: Paths) -> dict[str, LocalRecord | None]:

@@ -81,6 +81,7 @@ def run(state: Path, run_dir: Path, socket: Path, group: str | None, node: str |
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     os.umask(0o022)
     if sys.version_info < (3, 12):  # 3.12 chooses it by itself; without, each child costs a thread
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
@@ -138,7 +139,6 @@ async def _run_halves(options: Options, identity: Identity, store: SqliteStore, 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    guard_loop(loop)
     try:
         async with asyncio.TaskGroup() as group:
             ready = asyncio.Event()
@@ -148,8 +148,11 @@ async def _run_halves(options: Options, identity: Identity, store: SqliteStore, 
             tasks.append(group.create_task(Reconciler(context).run(), name="reconcile"))
             await agent.synced.wait()
             with listen(options.socket, options.group) as sock:
-                server = Server(_server_config(service))
+                config = _server_config(service)
+                config.load()
+                server = Server(config)
                 serving = group.create_task(server.serve(sockets=[sock]), name="api")
+                guard_loop()
                 log.info("ready: %s, state %s, node %s", options.socket, options.state, options.node)
                 await stop.wait()
                 server.should_exit = True

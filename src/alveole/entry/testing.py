@@ -9,7 +9,10 @@ import asyncio
 import logging
 import os
 import signal
+import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 
 from alveole.agent.steps import FaultHook, no_fault
@@ -32,8 +35,8 @@ def fault_hook() -> FaultHook:
     return hook
 
 
-def guard_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Time the processor and wall clock time of every callback, if a limit was asked for.
+def guard_loop() -> None:
+    """Time every callback of the event loop, if a limit was asked for, and tell where those stood that broke it.
 
     Time that the kernel let others run meanwhile is not the callback's: it is subtracted.
     """
@@ -41,16 +44,45 @@ def guard_loop(loop: asyncio.AbstractEventLoop) -> None:
     if not limit_ms:
         return
     original = asyncio.events.Handle._run
+    sampler = _Sampler(limit_ms / 1000)
+    sampler.start()
 
     def run(handle: asyncio.Handle) -> None:
         waited, began = _waited_ns(), time.monotonic_ns()
+        sampler.began(began)
         original(handle)
         held_ms = (time.monotonic_ns() - began - (_waited_ns() - waited)) / 1e6
+        stack = sampler.ended()
         if held_ms > limit_ms:
-            log.error("event loop held for %.1f ms by %r", held_ms, handle)
+            log.error("event loop held for %.1f ms by %r at:\n%s", held_ms, handle, stack)
 
     setattr(asyncio.events.Handle, "_run", run)  # noqa: B010  (what type checkers rightly dislike)
-    loop.set_debug(False)
+
+
+class _Sampler(threading.Thread):
+    """Looks at the loop's thread when a callback has run for the limit."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(daemon=True, name="loop-sampler")
+        self._limit_s = limit_s
+        self._loop_thread = threading.get_ident()
+        self._began_ns = 0
+        self._stack = ""
+
+    def began(self, now_ns: int) -> None:
+        self._began_ns, self._stack = now_ns, ""
+
+    def ended(self) -> str:
+        self._began_ns = 0
+        return self._stack
+
+    def run(self) -> None:
+        while True:
+            time.sleep(self._limit_s / 4)
+            began_ns = self._began_ns
+            if began_ns and not self._stack and time.monotonic_ns() - began_ns > self._limit_s * 1e9:
+                frame = sys._current_frames().get(self._loop_thread)
+                self._stack = "".join(traceback.format_stack(frame)[-6:])
 
 
 def _waited_ns() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 _SYS_OPENAT2 = 437  # the same on all architectures
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
-_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES})
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -31,13 +31,17 @@ def read_inside(root: Path, path: str, limit_bytes: int) -> bytes | None:
         os.close(directory)
     if descriptor is None:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(limit_bytes) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        with open(f"/proc/self/fd/{descriptor}", "rb") as file:  # noqa: PTH123  (of a descriptor)
+            return file.read(limit_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def _open_in_root(directory: int, path: str) -> int | None:
-    # O_NONBLOCK: a named pipe must not make us wait for its writer.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    flags = os.O_PATH | os.O_CLOEXEC  # only looked at: opening a pipe may wait, opening a device may do anything
     how = _OpenHow(flags=flags, mode=0, resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     descriptor = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), size)

@@ -1,10 +1,12 @@
 """Run a program to its end and follow what it says, line by line."""
 
 import asyncio
+import os
 import re
 import shlex
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from alveole.host.process import environment, kill_group
@@ -30,34 +32,63 @@ async def follow(
     Raises AlveoleError: UNSUPPORTED if it is not installed, TIMEOUT past the deadline. However this ends, the program
     and its process group have ended.
     """
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    async with _pipe() as (output, theirs):
+        process = await _start(argv, theirs, env)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for line in _lines(output):
+                    last.append(line)
+                    on_line(line)
+                code = await process.wait()
+        except TimeoutError as error:
+            raise AlveoleError(
+                ErrorCode.TIMEOUT,
+                f"{argv[0]} did not end within {timeout_s:g} s",
+                hint=f"to replay: {shlex.join(argv)}",
+            ) from error
+        finally:
+            if process.returncode is None:
+                kill_group(process.pid)
+                await process.wait()
+    return Followed(code=code, last=tuple(last))
+
+
+async def _start(argv: Sequence[str], output: int, env: Mapping[str, str] | None) -> asyncio.subprocess.Process:
+    """Closes ``output``, which the program has then."""
     try:
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=output,
             stderr=asyncio.subprocess.STDOUT,
             env=environment(env),
             process_group=0,
         )
     except FileNotFoundError as error:
         raise unsupported(f"program {argv[0]} is not installed", hint="alveole doctor names the package") from error
-    assert process.stdout is not None  # noqa: S101  (a pipe was asked for)
-    last: deque[str] = deque(maxlen=LAST_LINES)
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for line in _lines(process.stdout):
-                last.append(line)
-                on_line(line)
-            code = await process.wait()
-    except TimeoutError as error:
-        raise AlveoleError(
-            ErrorCode.TIMEOUT, f"{argv[0]} did not end within {timeout_s:g} s", hint=f"to replay: {shlex.join(argv)}"
-        ) from error
     finally:
-        if process.returncode is None:
-            kill_group(process.pid)
-            await process.wait()
-    return Followed(code=code, last=tuple(last))
+        os.close(output)
+
+
+@asynccontextmanager
+async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
+    """A reader, and the descriptor to write to, which the caller closes.
+
+    Not asyncio's own pipe for a process: to wait for the process would then be to wait for whoever else holds the
+    pipe, and what a killed engine leaves running does.
+    """
+    ours, theirs = os.pipe()
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader),
+        open(ours, "rb", buffering=0),  # noqa: PTH123, SIM115  (a descriptor)
+    )
+    try:
+        yield reader, theirs
+    finally:
+        transport.close()
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

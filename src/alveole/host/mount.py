@@ -147,8 +147,10 @@ def _layers_at(scratch: Path, lowers: Sequence[Path], user_namespace: Path | Non
     try:
         syscalls.set_propagation(scratch, syscalls.MS_PRIVATE)
         with _opened(scratch) as root:
-            names = [f"/proc/self/fd/{root}/{number}" for number in range(len(lowers))]
-            for lower, name in zip(reversed(lowers), names, strict=True):
+            # overlayfs refuses a layer given twice (empty ones often are); the upper one hides all of the lower one
+            distinct = tuple(dict.fromkeys(reversed(lowers)))
+            names = [f"/proc/self/fd/{root}/{number}" for number in range(len(distinct))]
+            for lower, name in zip(distinct, names, strict=True):
                 Path(name).mkdir()
                 _attach(lower, Path(name), user_namespace, syscalls.MOUNT_ATTR_RDONLY, recursive=False)
             yield names

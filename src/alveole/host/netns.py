@@ -10,6 +10,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -26,6 +27,7 @@ IDS_PER_RANGE = 65536
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _MS_BIND = 4096
+_PR_SET_PDEATHSIG = 1
 _REQUEST_TIMEOUT_S = 10.0
 
 # As other container engines have it: an image's unprivileged user may bind port 80 and ping, and eth0 has no IPv6,
@@ -100,7 +102,11 @@ async def _spawn() -> asyncio.subprocess.Process:
 
 
 def serve() -> None:
-    """The child: one JSON request a line, one JSON answer a line, until its input ends."""
+    """The child: one JSON request a line, one JSON answer a line, until its input ends.
+
+    Killed with the daemon: what it made later, the next daemon would not find when it looks for leftovers.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -72,12 +72,16 @@ class Builder:
         """
         if recipe.base_image and base is None:
             raise invalid(f"base image {recipe.base_image} is not here", hint="pull it first", field="base")
+        if recipe.base == "scratch" and not recipe.files:
+            raise invalid("there is nothing in this image: base is scratch and there are no files", field="files")
         if self._turn.locked():
             progress("waiting for another build to end")
         base_config = base.config if base else ImageConfig()
         layers = list(base.layers) if base else []
         async with self._turn, self._store.building() as hold:
             await self.recover()
+            for layer in layers:
+                hold(layer)
             try:
                 steps = await self._steps(recipe, directory, build_environment(recipe, base_config), progress)
                 for number, step in enumerate(steps, 1):
@@ -169,8 +173,6 @@ class Builder:
     async def _command(  # noqa: PLR0917
         self, command: Command, title: str, field: str, progress: Progress, output: Path, layers: Sequence[Path]
     ) -> None:
-        if not layers:
-            raise invalid("a command needs something to run: base is scratch and there are no files", field=field)
         ended = await self._cell.run(command, layers, output, progress)
         if ended.code != 0:
             how = f"exit code {ended.code}" if ended.code > 0 else f"killed by signal {-ended.code}"

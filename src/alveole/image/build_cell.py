@@ -23,14 +23,14 @@ from alveole.image.layer_tar import EXIT_REFUSED, Changes, Files
 from alveole.model.error import internal, invalid
 from alveole.model.instance import Resources
 from alveole.runtime.base import Cell, CellMount, Ids, Process
-from alveole.runtime.bundle import Engine, HostLimits, bundle
+from alveole.runtime.bundle import HostLimits, bundle
+from alveole.runtime.crun import Crun
 from alveole.runtime.seccomp import host_seccomp
 
 STEP_TIMEOUT_S = 1800.0
 TAR_TIMEOUT_S = 900.0
 _PIDS = 4096
 _DOCTOR = "alveole doctor says what this host lacks"
-_CRUN = Engine(host_kernel=True, read_only_option="ro")
 _NETWORK_FILES = ("resolv.conf", "hosts")  # of /etc
 
 CAPABILITIES = (
@@ -149,7 +149,8 @@ class BuildCell:
         )
         limits = HostLimits(open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1], swap_limit=False)
         seccomp = {"linux": {"seccomp": host_seccomp(frozenset(CAPABILITIES))}}
-        return bundle(cell, _CRUN, limits, seccomp)
+        files = frozenset(self._work / name for name in _NETWORK_FILES)
+        return bundle(cell, Crun.bundle, limits, seccomp, files)
 
 
 def _loopback_up(network_namespace: Path) -> None:

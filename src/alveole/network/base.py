@@ -31,7 +31,7 @@ class NetworkDriver(Protocol):
     """Every method is idempotent. Rules change by atomic nft transactions."""
 
     async def open(self) -> None:
-        """Make the node's table, device and DNS server; begin to fill the pool of namespaces made ahead."""
+        """Make the node's table, device and DNS server. ``recover`` must follow before anything is attached."""
         ...
 
     async def attach(

@@ -84,7 +84,6 @@ class RoutedNetwork:
         forwarding.ensure_on()
         await in_thread(self._ensure_gateway)
         await self._dns.open(self._identity.gateway)
-        self._slots.start_filling()
 
     async def attach(
         self,
@@ -159,7 +158,7 @@ class RoutedNetwork:
             await self._resume(attachment)
         for attachment in gone:
             await in_thread(partial(_forget_connections, attachment))
-        self._slots.start_filling()
+        self._slots.start_filling()  # not before: a slot that looked free may be that of an instance still running
 
     def resolv_conf(self, attachment: Attachment) -> str:
         if attachment.interface:

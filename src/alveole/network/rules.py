@@ -15,6 +15,8 @@ ANY_ADDRESS = "0.0.0.0"  # noqa: S104  (what a published port says by default)
 FOREIGN_CHAIN = "foreign"
 """Present in a table that denies forwarding between devices of others, since Alveole switched forwarding on."""
 
+_DNS_LIMIT = "1000/second burst 200 packets"
+"""Of one instance: about a tenth of what the server can answer, and less at once than its socket holds."""
 _EVERY_ALVEOLE = "av*"  # devices of all daemons on this host begin so
 
 
@@ -86,6 +88,7 @@ def _table(identity: Identity, *, deny_foreign: bool) -> str:
   set sources {{ type ifname . ipv4_addr; }}
   set networks {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set internal_networks {{ type ipv4_addr; flags interval; }}
+  set dns_askers {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
   map ports_at {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }}
   map ports_anywhere {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 
@@ -115,6 +118,7 @@ def _table(identity: Identity, *, deny_foreign: bool) -> str:
   }}
 {foreign if deny_foreign else ""}
   chain input_ours {{
+    udp dport 53 update @dns_askers {{ ip saddr limit rate over {_DNS_LIMIT} }} drop
     ct state invalid drop
     ct state established,related accept
     ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept

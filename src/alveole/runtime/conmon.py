@@ -23,6 +23,7 @@ PROGRAM = "conmon"
 _CREATE_TIMEOUT_S = 60.0
 _REPLY_LIMIT_BYTES = 64 << 10
 _REOPEN_TIMEOUT_S = 2.0
+_COLLECT_TIMEOUT_S = 1.0
 _POLL_S = 0.002
 
 
@@ -133,19 +134,28 @@ def _pid(line: bytes) -> int:
     return pid
 
 
-def monitors(place: Place) -> tuple[tuple[int, int], ...]:
-    """(pid, start time) of its monitor: by its pid file, else by its arguments (killed before it wrote the file)."""
-    arguments = ("--cuuid", place.id, str(place.bundle))
-    with suppress(FileNotFoundError, ValueError):
-        pid = int(place.monitor_pid_file.read_text())
-        if found := pidfd.with_arguments(*arguments, among=(pid,)):
-            return found
-    return pidfd.with_arguments(*arguments)
+def makers(place: Place) -> tuple[tuple[int, int], ...]:
+    """(pid, start time) of the live monitor; while the instance is half made, of all that were making it.
+
+    Those are known by the bundle in their arguments: a monitor killed early wrote no pid file, and an engine killed
+    with its monitor takes a moment to die.
+    """
+    if place.handle_file.exists():
+        return pidfd.with_arguments(str(place.bundle), among=(int(place.monitor_pid_file.read_text()),))
+    return pidfd.with_arguments(str(place.bundle))
 
 
-async def kill(place: Place) -> None:
-    """Kill its monitors, one just being started too, and with them an engine that is still creating."""
-    while found := await in_thread(lambda: monitors(place)):
+async def end(place: Place) -> None:
+    """End the monitor, or whatever was making a half-made instance.
+
+    One whose instance has ended is given a moment to collect it, so that no zombie stays on hosts whose init is slow.
+    """
+    if place.handle_file.exists():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_COLLECT_TIMEOUT_S):
+                for pid, started in makers(place):
+                    await pidfd.wait_ended(pid, started)
+    while found := await in_thread(lambda: makers(place)):
         for pid, started in found:
             pidfd.send(pid, started, signal.SIGKILL)
         for pid, started in found:

@@ -148,14 +148,13 @@ class OciRuntime:
         return Exit(code=code, reason=reason, finished_at=place.exit_file.stat().st_mtime)
 
     async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+        # Without the engine, which refuses or waits in half-made states: all its processes are in the cgroup or
+        # children of the monitor, all its state is in the bundle.
         place = Place(cell_id, directory, run_directory)
         if place.bundle.exists():
-            await conmon.kill(place)
             await self._kill_all(cgroup)
-            if place.engine_root.exists():
-                # Its complaint about a half-made instance does not matter: all it would remove is removed below.
-                await self._run(place, "delete", "--force", cell_id)
-        await self._kill_all(cgroup)
+            await conmon.end(place)
+        await self._kill_all(cgroup)  # also what a monitor was still making
         await self._cgroups.remove(cgroup)
         for file in (place.handle_file, place.exit_file, place.oom_file):
             file.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from alveole.host.inside import read_inside
 from alveole.model.error import invalid
 
-_LIMIT_BYTES = 1 << 20
+_LIMIT_BYTES = 256 << 10  # read and searched within milliseconds
 _HIGHEST_ID = 2**31 - 1
 _GROUPS_LIMIT = 64
 
@@ -38,7 +38,8 @@ def resolve_user(root: Path, user: str) -> Account:
     A number need not be known to the image. Supplementary groups are the image's, unless a group was given.
     Raises AlveoleError(INVALID) for a name the image does not know or an id out of range.
     """
-    name, _, group = (user or "0").partition(":")
+    name, _, group = user.partition(":")
+    name = name or "0"
     known = _find_user(root, name)
     if known is None and not _is_id(name):
         raise invalid(f"user {name!r} not found in the image's /etc/passwd", hint="use a number or another name")

@@ -62,6 +62,16 @@ class Runsc:
         if self._prefix is None:
             look = ["unshare", "--net", "test", "-e", "/proc/sys/net/core/rmem_default"]
             shown = (await run(look, timeout_s=_TIMEOUT_S, check=False)).code == 0
-            hidden = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", _HIDE_SYSCTL, "sh", str(self._empty_directory))
+            hidden = (
+                "unshare",
+                "--mount",
+                "--propagation",
+                "slave",
+                "sh",
+                "-c",
+                _HIDE_SYSCTL,
+                "sh",
+                str(self._empty_directory),
+            )
             self._prefix = hidden if shown else ()
         return self._prefix

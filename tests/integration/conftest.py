@@ -1,0 +1,107 @@
+"""The daemons that the tests of the whole system talk to."""
+
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.daemon import Daemon
+
+IMAGE = "busybox"
+Maker = Callable[[], Daemon]
+
+
+@pytest.fixture(scope="session")
+def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system of one static program and its names, as a tar."""
+    directory = tmp_path_factory.mktemp("busybox")
+    root = directory / "root"
+    for name in ("bin", "etc", "tmp", "var", "root", "home/user"):
+        (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")
+    subprocess.run(["cp", "/bin/busybox", root / "bin/busybox"], check=True)
+    for applet in subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split():
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    tar = directory / "busybox.tar"
+    subprocess.run(["tar", "-C", root, "--owner=0", "--group=0", "-cf", tar, "."], check=True)
+    return tar
+
+
+def _make(directory: Path) -> Daemon:
+    return Daemon(directory / "state", Path(f"/run/alv-t-{secrets.token_hex(2)}"))
+
+
+def _finish(daemon: Daemon) -> None:
+    """Stop it with no instance left: then the host must be as it was."""
+    try:
+        if daemon.running:
+            daemon.clear()
+            assert daemon.stop() == 0, daemon.log()
+        faults, left = daemon.new_faults(), _settled(daemon)
+    finally:
+        daemon.destroy()
+    assert not faults, "\n".join(faults)
+    assert not left, "the daemon left behind:\n" + "\n".join(left)
+
+
+def _settled(daemon: Daemon) -> list[str]:
+    deadline = time.monotonic() + 3.0
+    while (left := daemon.leftovers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory, busybox_image: Path) -> Iterator[Daemon]:
+    made = _make(tmp_path_factory.mktemp("daemon"))
+    try:
+        made.start()
+        made.ok("image", "import", IMAGE, str(busybox_image))
+        yield made
+    finally:
+        _finish(made)
+
+
+@pytest.fixture
+def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """A daemon with a busybox image and nothing else, for tests that do not disturb others."""
+    yield shared_daemon
+    shared_daemon.clear()
+    faults = shared_daemon.new_faults()
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def fresh_daemon(tmp_path: Path, busybox_image: Path) -> Iterator[Daemon]:
+    """A daemon that the test may kill, stop and starve."""
+    made = _make(tmp_path)
+    try:
+        made.start()
+        made.ok("image", "import", IMAGE, str(busybox_image))
+        yield made
+    finally:
+        _finish(made)
+
+
+@pytest.fixture
+def other_daemon(tmp_path: Path, busybox_image: Path) -> Iterator[Daemon]:
+    """A second one beside the first, on the same host."""
+    made = _make(tmp_path / "other")
+    made.state.parent.mkdir()
+    try:
+        made.start()
+        made.ok("image", "import", IMAGE, str(busybox_image))
+        yield made
+    finally:
+        _finish(made)
+
+
+@pytest.fixture(params=["container", "sandbox"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
