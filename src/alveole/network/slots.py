@@ -39,6 +39,7 @@ HOST_MAC, INNER_MAC = (
     "02:00:00:00:00:02",
 )  # each pair is a link of its own: no address is seen twice
 _RETRY_S = 5.0
+_PAUSE_S = 0.05  # the instance that took a slot starts meanwhile: it has the processors first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +177,7 @@ class Slots:
     async def _fill(self) -> None:
         while True:
             await self._wanted.wait()
+            await asyncio.sleep(_PAUSE_S)
             self._wanted.clear()
             try:
                 while len(self._ready) < self._pool_size:
