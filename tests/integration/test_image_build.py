@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,9 +20,8 @@ from alveole.host.identity import CLAIMS, Identity, load_identity
 from alveole.host.mount import mount_overlay, unmount
 from alveole.image import build_cell
 from alveole.image.node import NodeImages
-from alveole.image.recipe import check_recipe, parse_recipe
 from alveole.model.error import AlveoleError, ErrorCode
-from alveole.model.image import ImageContent
+from alveole.model.image import ImageContent, Recipe
 
 pytestmark = pytest.mark.root
 
@@ -52,7 +52,7 @@ class Node:
     ) -> ImageContent:
         self.said.clear()
         return await self.images.build(
-            check_recipe(recipe), directory or self.root, base, use_cache=cache, progress=self.said.append
+            Recipe.model_validate(recipe), directory or self.root, base, use_cache=cache, progress=self.said.append
         )
 
     async def run(self, content: ImageContent, script: str) -> str:
@@ -115,7 +115,7 @@ def _forget(identity: Identity) -> None:
 
 
 async def test_the_busybox_recipe_runs(node: Node) -> None:
-    recipe = parse_recipe((RECIPES / "busybox.toml").read_text(), "busybox.toml")
+    recipe = Recipe.model_validate(tomllib.loads((RECIPES / "busybox.toml").read_text()))
     content = await node.images.build(recipe, RECIPES, None, use_cache=True, progress=node.said.append)
     assert content.config.command == ("sh",)
     assert await node.run(content, "id -un && ls -ld /tmp | cut -c1-10 && echo a | sed s/a/b/") == "root\ndrwxrwxrwt\nb"
@@ -297,13 +297,13 @@ import asyncio, sys
 from pathlib import Path
 from alveole.host.identity import load_identity
 from alveole.image.node import NodeImages
-from alveole.image.recipe import check_recipe
+from alveole.model.image import Recipe
 
 async def main():
     root = Path(sys.argv[1])
     images = NodeImages(root / "state/images", load_identity(root / "state", root / "run"))
     await images.open()
-    recipe = check_recipe({
+    recipe = Recipe.model_validate({
         "base": "scratch",
         "files": [{"target": "/bin/busybox", "source": "/bin/busybox"}],
         "commands": [["/bin/busybox", "sh", "-c", "echo here; /bin/busybox sleep 1000"]],
@@ -336,7 +336,7 @@ async def test_two_debian_images_share_their_base(node: Node) -> None:
     said: list[str] = []
     contents = {}
     for name in ("debian", "nginx"):
-        recipe = parse_recipe((RECIPES / f"{name}.toml").read_text(), name)
+        recipe = Recipe.model_validate(tomllib.loads((RECIPES / f"{name}.toml").read_text()))
         contents[name] = await node.images.build(recipe, RECIPES, None, use_cache=True, progress=said.append)
     assert contents["nginx"].layers[:1] == contents["debian"].layers
     health = contents["nginx"].config.health

@@ -36,10 +36,12 @@ def validate(model: type[M], raw: Any) -> M:
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> AlveoleError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    problems = error.errors(include_url=False, include_context=False)
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt field is also missing
     field = _dotted(first["loc"])
     if first["type"] != "extra_forbidden":
-        return AlveoleError(ErrorCode.INVALID, f"{field or 'body'}: {first['msg']}", field=field)
+        said = first["msg"].removeprefix("Value error, ")
+        return AlveoleError(ErrorCode.INVALID, f"{field or 'body'}: {said}", field=field)
     name = str(first["loc"][-1])
     valid = sorted(_fields_at(model, first["loc"][:-1]))
     near = difflib.get_close_matches(name, valid, 1)

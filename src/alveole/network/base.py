@@ -50,6 +50,7 @@ class NetworkDriver(Protocol):
     ) -> Attachment:
         """Give the instance its namespaces, address, published ports and name.
 
+        Called again for the same, it gives back an address that was taken off (a sandbox does so when it starts).
         Raises EXISTS when a host port is taken, naming the port; EXHAUSTED when no id range is left.
         """
         ...
@@ -63,7 +64,10 @@ class NetworkDriver(Protocol):
         ...
 
     async def recover(self, attachments: Collection[Attachment], reserved: Collection[Ids]) -> None:
-        """After a restart: adopt these, reserve these ranges, and remove every other object of this driver."""
+        """Adopt these, reserve these ranges, and remove every other object of this driver.
+
+        Called once, after ``open`` and before the first ``attach``.
+        """
         ...
 
     def resolv_conf(self, attachment: Attachment) -> str:

@@ -77,21 +77,30 @@ def _commands(verb: str, identity: Identity, elements: Iterable[tuple[str, str]]
 
 def _table(identity: Identity, *, deny_foreign: bool) -> str:
     ours = f'"{identity.interface_prefix}*"'
-    gateway = identity.gateway
-    foreign = f"""
+    chains = _sources(ours) + _forwarding(ours) + _input(ours, identity.gateway) + _translation(ours, identity)
+    return f"table inet {identity.table} {{{_SETS}{chains}{_FOREIGN if deny_foreign else ''}}}\n"
+
+
+_SETS = """
+  set sources { type ifname . ipv4_addr; }
+  set networks { type ipv4_addr . ipv4_addr; flags interval; }
+  set internal_networks { type ipv4_addr; flags interval; }
+  set dns_askers { type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }
+  map ports_at { type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }
+  map ports_anywhere { type inet_proto . inet_service : ipv4_addr . inet_service; }
+"""
+
+_FOREIGN = f"""
   chain {FOREIGN_CHAIN} {{
     type filter hook forward priority filter; policy accept;
     iifname != "{_EVERY_ALVEOLE}" oifname != "{_EVERY_ALVEOLE}" drop
   }}
 """
-    return f"""table inet {identity.table} {{
-  set sources {{ type ifname . ipv4_addr; }}
-  set networks {{ type ipv4_addr . ipv4_addr; flags interval; }}
-  set internal_networks {{ type ipv4_addr; flags interval; }}
-  set dns_askers {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
-  map ports_at {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }}
-  map ports_anywhere {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 
+
+def _sources(ours: str) -> str:
+    """Before all else: an instance speaks with its own address only."""
+    return f"""
   chain from_instance {{
     meta nfproto ipv6 drop
     iifname . ip saddr != @sources drop
@@ -101,7 +110,12 @@ def _table(identity: Identity, *, deny_foreign: bool) -> str:
     type filter hook prerouting priority raw; policy accept;
     iifname {ours} jump from_instance
   }}
+"""
 
+
+def _forwarding(ours: str) -> str:
+    """From and to instances, through the host."""
+    return f"""
   chain forward_ours {{
     ct state invalid drop
     ct state established,related accept
@@ -116,7 +130,12 @@ def _table(identity: Identity, *, deny_foreign: bool) -> str:
     iifname {ours} jump forward_ours
     oifname {ours} jump forward_ours
   }}
-{foreign if deny_foreign else ""}
+"""
+
+
+def _input(ours: str, gateway: str) -> str:
+    """From instances to the host itself: DNS and ping at the gateway address."""
+    return f"""
   chain input_ours {{
     udp dport 53 update @dns_askers {{ ip saddr limit rate over {_DNS_LIMIT} }} drop
     ct state invalid drop
@@ -129,7 +148,12 @@ def _table(identity: Identity, *, deny_foreign: bool) -> str:
     type filter hook input priority filter; policy accept;
     iifname {ours} jump input_ours
   }}
+"""
 
+
+def _translation(ours: str, identity: Identity) -> str:
+    """Published ports on the way in, the host's address on the way out."""
+    return f"""
   chain publish {{
     dnat ip to meta l4proto . ip daddr . th dport map @ports_at
     dnat ip to meta l4proto . th dport map @ports_anywhere
@@ -144,9 +168,8 @@ def _table(identity: Identity, *, deny_foreign: bool) -> str:
   }}
   chain nat_postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
-    oifname {ours} ip saddr 127.0.0.0/8 snat ip to {gateway} comment "from the host's loopback"
-    oifname . ip saddr @sources snat ip to {gateway} comment "an instance to its own published port"
+    oifname {ours} ip saddr 127.0.0.0/8 snat ip to {identity.gateway} comment "from the host's loopback"
+    oifname . ip saddr @sources snat ip to {identity.gateway} comment "an instance to its own published port"
     ip saddr {identity.pool} oifname != {ours} masquerade
   }}
-}}
 """
