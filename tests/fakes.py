@@ -181,6 +181,9 @@ class FakeNetwork:
         self.attachments = {attachment.instance_id: attachment for attachment in attachments}
         self.ranges = {ids.base for ids in reserved}
 
+    async def repair(self) -> None:
+        return
+
     def resolv_conf(self, attachment: Attachment) -> str:
         return "nameserver 10.64.0.1\n"
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec
 
 P = ParamSpec("P")
+REAL_WAIT_S = 10.0
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -19,9 +20,11 @@ class _Selector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
-        if not ready:
-            if timeout is None:
+        if not ready and timeout is None:
+            ready = super().select(REAL_WAIT_S)  # for a thread
+            if not ready:
                 raise RuntimeError("everybody waits, and nothing will ever happen")
+        elif not ready and timeout is not None:
             self.now_s += max(timeout, 0.0)
         return ready
 

@@ -1,17 +1,14 @@
 """The daemons that the tests of the whole system talk to."""
 
-import secrets
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.daemon import Daemon
+from tests.integration.daemon import Daemon, finish, make_daemon
 
 IMAGE = "busybox"
-Maker = Callable[[], Daemon]
 
 
 @pytest.fixture(scope="session")
@@ -33,39 +30,15 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tar
 
 
-def _make(directory: Path) -> Daemon:
-    return Daemon(directory / "state", Path(f"/run/alv-t-{secrets.token_hex(2)}"))
-
-
-def _finish(daemon: Daemon) -> None:
-    """Stop it with no instance left: then the host must be as it was."""
-    try:
-        if daemon.running:
-            daemon.clear()
-            assert daemon.stop() == 0, daemon.log()
-        faults, left = daemon.new_faults(), _settled(daemon)
-    finally:
-        daemon.destroy()
-    assert not faults, "\n".join(faults)
-    assert not left, "the daemon left behind:\n" + "\n".join(left)
-
-
-def _settled(daemon: Daemon) -> list[str]:
-    deadline = time.monotonic() + 3.0
-    while (left := daemon.leftovers()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
-
-
 @pytest.fixture(scope="session")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory, busybox_image: Path) -> Iterator[Daemon]:
-    made = _make(tmp_path_factory.mktemp("daemon"))
+    made = make_daemon(tmp_path_factory.mktemp("daemon"))
     try:
         made.start()
         made.ok("image", "import", IMAGE, str(busybox_image))
         yield made
     finally:
-        _finish(made)
+        finish(made)
 
 
 @pytest.fixture
@@ -80,26 +53,26 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
 @pytest.fixture
 def fresh_daemon(tmp_path: Path, busybox_image: Path) -> Iterator[Daemon]:
     """A daemon that the test may kill, stop and starve."""
-    made = _make(tmp_path)
+    made = make_daemon(tmp_path)
     try:
         made.start()
         made.ok("image", "import", IMAGE, str(busybox_image))
         yield made
     finally:
-        _finish(made)
+        finish(made)
 
 
 @pytest.fixture
 def other_daemon(tmp_path: Path, busybox_image: Path) -> Iterator[Daemon]:
     """A second one beside the first, on the same host."""
-    made = _make(tmp_path / "other")
+    made = make_daemon(tmp_path / "other")
     made.state.parent.mkdir()
     try:
         made.start()
         made.ok("image", "import", IMAGE, str(busybox_image))
         yield made
     finally:
-        _finish(made)
+        finish(made)
 
 
 @pytest.fixture(params=["container", "sandbox"])

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ FAULTS = ("Traceback (most recent call last)", "event loop held")
 START_S = 30.0
 STOP_S = 30.0
 POLL_S = 0.02
+SETTLE_S = 3.0
 _UID_WINDOW = 1 << 28
 
 
@@ -256,12 +258,39 @@ class Daemon:
 
     def clear(self) -> None:
         """Remove every instance, volume and network, in this order."""
-        if instances := self.names("instances"):
-            self.ok("rm", "-f", *instances)
-        if volumes := self.names("volumes"):
-            self.ok("volume", "rm", *volumes)
-        if networks := self.names("networks"):
-            self.ok("network", "rm", *networks)
+        self._remove_all("instances", "rm", "-f")
+        self._remove_all("volumes", "volume", "rm")
+        self._remove_all("networks", "network", "rm")
+
+    def _remove_all(self, plural: str, *words: str) -> None:
+        """Some may be on their way out by themselves."""
+        if names := self.names(plural):
+            done = self.cli(*words, *names)
+            until(lambda: not self.names(plural), what=f"an end of all {plural} ({done.stderr})")
+
+
+def make_daemon(directory: Path, env: Mapping[str, str] | None = None) -> Daemon:
+    return Daemon(directory / "state", Path(f"/run/alv-t-{secrets.token_hex(2)}"), env)
+
+
+def finish(daemon: Daemon) -> None:
+    """Stop it with no instance left: then the host must be as it was."""
+    try:
+        if daemon.running:
+            daemon.clear()
+            assert daemon.stop() == 0, daemon.log()
+        faults, left = daemon.new_faults(), _settled(daemon)
+    finally:
+        daemon.destroy()
+    assert not faults, "\n".join(faults)
+    assert not left, "the daemon left behind:\n" + "\n".join(left)
+
+
+def _settled(daemon: Daemon) -> list[str]:
+    deadline = time.monotonic() + SETTLE_S
+    while (left := daemon.leftovers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _kill(pid: int) -> None:

@@ -12,6 +12,11 @@ from tests.integration.daemon import Daemon, free_port, until
 
 pytestmark = pytest.mark.root
 
+PERL = ("/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "/usr/bin/perl", "-e")  # of the host: busybox speaks no UDP
+UDP_ECHO = """
+socket(S, 2, 2, 17) && bind(S, pack("Sna4x8", 2, 53, "")) || die $!;
+while (1) { my $from = recv(S, my $said, 999, 0); send(S, $said, 0, $from) }
+"""
 ANSWER = "mkdir -p /www; echo {text} > /www/index.html; exec httpd -f -p {port} -h /www"
 
 
@@ -68,8 +73,8 @@ def test_port_published_at_one_address(daemon: Daemon) -> None:
 
 def test_published_udp_port(daemon: Daemon, isolation: str) -> None:
     port = free_port(socket.SOCK_DGRAM)
-    echo = ("busybox", "udpsvd", "0.0.0.0", "53", "cat")
-    daemon.ok("run", "-d", "--name", "echo", "--isolation", isolation, "-p", f"{port}:53/udp", *echo)
+    flags = ("--isolation", isolation, "-v", "/usr:/usr:ro", "-p", f"{port}:53/udp")
+    daemon.ok("run", "-d", "--name", "echo", *flags, "busybox", *PERL, UDP_ECHO)
 
     def asked() -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alveole.agent.cell import build_cell, hostname_of, image_config
 from alveole.agent.engine import Engine
-from alveole.agent.mounts import ensure_mounts, release_mounts, remove_volatile
+from alveole.agent.mounts import ensure_mounts, release_volumes, unmount_all
 from alveole.agent.record import LocalRecord
 from alveole.agent.steps import StepLog
 from alveole.host import mount
@@ -38,7 +38,8 @@ async def make(
     with steps.step("image"):
         await _ensure_image(engine, instance)
     with steps.step("network"):
-        attachment = record.attachment or await _attach(engine, assignment, record.ids_base, shifted=shifted)
+        # Also when it is attached already: a sandbox takes the address off its device, this puts it back.
+        attachment = await _attach(engine, assignment, record.ids_base, shifted=shifted)
         record = record.replace(attachment=attachment, ids_base=attachment.ids_base if shifted else 0)
         yield record
     with steps.step("root"):
@@ -112,26 +113,27 @@ def _block_device(engine: Engine, instance: Instance) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
-async def delete_runtime(engine: Engine, record: LocalRecord) -> None:
-    """Remove what the runtime made, running or not."""
-    runtime = engine.runtimes.get(record.runtime)
-    if runtime is not None:
-        paths = engine.paths
-        await runtime.delete(
-            record.instance_id,
-            paths.runtime(record.instance_id),
-            paths.sockets(record.instance_id),
-            cgroup_of(engine, record.instance_id),
-        )
+async def delete_runtime(engine: Engine, record: LocalRecord, steps: StepLog) -> None:
+    """Remove what the runtime made, running or not. Which one that was may not be known any more."""
+    paths, identifier = engine.paths, record.instance_id
+    runtimes = [engine.runtimes[record.runtime]] if record.runtime else engine.runtimes.values()
+    with steps.step("delete"):
+        for runtime in runtimes:
+            await runtime.delete(
+                identifier, paths.runtime(identifier), paths.sockets(identifier), cgroup_of(engine, identifier)
+            )
 
 
-async def unmake(engine: Engine, record: LocalRecord) -> None:
+async def unmake(engine: Engine, record: LocalRecord, steps: StepLog) -> None:
     """Give back everything but the instance's files, logs and id range."""
-    await delete_runtime(engine, record)
-    await release_mounts(engine, record.instance_id, record.volumes)
+    await delete_runtime(engine, record, steps)
+    with steps.step("unmount"):
+        await unmount_all(engine, record.instance_id)
+    with steps.step("release"):
+        await release_volumes(engine, record.instance_id, record.volumes)
     if record.attachment is not None:
-        await engine.network.detach(record.attachment, keep_ids=record.ids_base != 0)
-    remove_volatile(engine, record.instance_id)
+        with steps.step("detach"):
+            await engine.network.detach(record.attachment, keep_ids=record.ids_base != 0)
 
 
 async def remove_files(engine: Engine, record: LocalRecord) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from alveole.agent import cellmaker
 from alveole.agent.engine import Engine
+from alveole.agent.faults import is_full, told
 from alveole.agent.health import watch_health
 from alveole.agent.record import LocalRecord, ids_on_disk, load, save
 from alveole.agent.steps import StepLog
 from alveole.model.agent import InstanceAssignment, InstanceReport
-from alveole.model.error import AlveoleError, ErrorCode, internal
+from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.health import Health
 from alveole.model.instance import Desired, Instance, InstanceStatus, Phase
 from alveole.policy.admission import signal_number
@@ -45,6 +46,7 @@ class Keeper:
         self._steps = StepLog("adopt", engine.clock, engine.fault)
         self._reported: InstanceReport | None = None
         found = load(engine.paths, instance_id)
+        self._lost = found is None and engine.paths.home(instance_id).exists()
         self.local = found if found is not None else self._blank()
 
     def _blank(self) -> LocalRecord:
@@ -55,6 +57,7 @@ class Keeper:
             name=instance.name if instance else "",
             runtime=instance.spec.isolation if instance else "",
             status=instance.status if instance else InstanceStatus(),
+            volumes=tuple(volume.id for volume in self._assignment.volumes) if self._assignment else (),
             ids_base=ids_on_disk(self._engine.paths, self.id),
         )
 
@@ -88,6 +91,9 @@ class Keeper:
     async def _adopt(self) -> None:
         """Find what a former daemon left: go on with what runs, remove what was half made."""
         paths, local = self._engine.paths, self.local
+        if self._lost:
+            await self._give_up()
+            return
         runtime = self._engine.runtimes.get(local.runtime)
         if runtime is None or not (local.starting or local.handle or local.attachment):
             return
@@ -101,15 +107,26 @@ class Keeper:
         elif there and found.handle is not None and local.status.phase is Phase.RUNNING:
             self._follow(found.handle)
         elif local.status.phase is Phase.RUNNING and not local.starting:
-            now = self._engine.clock.now().timestamp()
-            await self._note_ended(Exit(code=None, reason="host restarted", finished_at=now))
+            await self._note_vanished("host restarted")
         else:
             await self._unmake()
+
+    async def _give_up(self) -> None:
+        """Its record is lost, and with that its network: what may still run cannot be adopted."""
+        self._lost = False
+        if self.local.status.phase is Phase.RUNNING:
+            await self._note_vanished("record lost")
+        await self._unmake()
+
+    async def _note_vanished(self, reason: str) -> None:
+        now = self._engine.clock.now().timestamp()
+        await self._note_ended(Exit(code=None, reason=reason, finished_at=now))
 
     async def _turn(self) -> bool:
         """One decision and what follows. False when nothing of the instance is left."""
         self._changed.clear()
         if self._ended is not None and self._ended.done():
+            self._steps = StepLog("end", self._engine.clock, self._engine.fault)
             await self._note_ended(self._ended.result())
         if self._assignment is None:
             await self._abandon()
@@ -173,9 +190,7 @@ class Keeper:
         except AlveoleError as error:
             await self._note_failed(instance, restarts, error)
         except OSError as error:
-            await self._note_failed(
-                instance, restarts, internal(f"{error.strerror}: {error.filename or ''}".rstrip(": "))
-            )
+            await self._note_failed(instance, restarts, told(error))
         except asyncio.CancelledError:
             await asyncio.shield(self._unmake())
             raise
@@ -309,17 +324,16 @@ class Keeper:
             and (instance.run != status.run or wants_restart(instance.spec.restart, self.local.status))
         )
         self.made.clear()
-        with self._steps.step("clear"):
+        if again:
             await self._runtime_delete()
-            if not again:
-                await self._unmake()
+        else:
+            await self._unmake()
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
     async def _remove(self) -> None:
         self._steps = StepLog("remove", self._engine.clock, self._engine.fault)
-        with self._steps.step("clear"):
-            await self._unmake()
+        await self._unmake()
         with self._steps.step("files"):
             await cellmaker.remove_files(self._engine, self.local)
         await self._report(self.local.status, removed=True)
@@ -333,7 +347,7 @@ class Keeper:
         await cellmaker.remove_files(self._engine, self.local)
 
     async def _unmake(self) -> None:
-        await cellmaker.unmake(self._engine, self.local)
+        await cellmaker.unmake(self._engine, self.local, self._steps)
         self._forget_made()
 
     def _forget_made(self) -> None:
@@ -342,7 +356,7 @@ class Keeper:
             self._remember(self.local.status, handle=None, attachment=None, volumes=(), starting=False)
 
     async def _runtime_delete(self) -> None:
-        await cellmaker.delete_runtime(self._engine, self.local)
+        await cellmaker.delete_runtime(self._engine, self.local, self._steps)
         self._remember(self.local.status, handle=None)
 
     # --- records -----------------------------------------------------------------------------------------------------
@@ -352,9 +366,15 @@ class Keeper:
         return self._engine.runtimes[self.local.runtime]
 
     def _remember(self, status: InstanceStatus, **fields: Any) -> None:
+        """On a full disk the older record stays: the next daemon concludes the rest from what it finds."""
         self.local = self.local.replace(status=status, **fields)
-        self._engine.paths.home(self.id).mkdir(parents=True, exist_ok=True)
-        save(self._engine.paths, self.local)
+        try:
+            self._engine.paths.home(self.id).mkdir(parents=True, exist_ok=True)
+            save(self._engine.paths, self.local)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("what became of instance %s could not be written down: %s", self.local.name, told(error))
 
     async def _report(self, status: InstanceStatus, *, removed: bool = False) -> None:
         """Tell the control plane, until it has heard. A stale epoch means: not ours any more."""

@@ -1,7 +1,7 @@
 """What an instance sees beside its root: volumes, host directories, and the files Alveole writes for it."""
 
-import errno
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from alveole.agent.engine import Engine
@@ -45,23 +45,22 @@ async def _source(engine: Engine, assignment: InstanceAssignment, wanted: Mount)
     return source
 
 
-async def release_mounts(engine: Engine, instance_id: str, volume_ids: tuple[str, ...]) -> None:
-    """Unmount all of the instance, and its volumes unless another instance holds them."""
-    await mount.unmount_below(engine.paths.volatile(instance_id))
+async def unmount_all(engine: Engine, instance_id: str) -> None:
+    """Unmount all of the instance and remove its run directory, which then holds a handful of small files."""
+    volatile = engine.paths.volatile(instance_id)
+    await mount.unmount_below(volatile)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(volatile)
+
+
+async def release_volumes(engine: Engine, instance_id: str, volume_ids: tuple[str, ...]) -> None:
+    """Unmount its volumes, unless another instance holds them."""
     for volume_id in volume_ids:
         holders = engine.volume_holders.get(volume_id, set())
         holders.discard(instance_id)
         if not holders:
             engine.volume_holders.pop(volume_id, None)
             await engine.volumes.ensure_unmounted(volume_id)
-
-
-def remove_volatile(engine: Engine, instance_id: str) -> None:
-    """Remove the run directory of an instance with nothing mounted in it. It holds a handful of small files."""
-    try:
-        shutil.rmtree(engine.paths.volatile(instance_id))
-    except FileNotFoundError:
-        return
 
 
 def _write_files(engine: Engine, assignment: InstanceAssignment, attachment: Attachment) -> list[CellMount]:
@@ -83,7 +82,3 @@ def _write_files(engine: Engine, assignment: InstanceAssignment, attachment: Att
         if f"/etc/{name}" not in covered:
             found.append(CellMount(target=f"/etc/{name}", source=path))
     return found
-
-
-def is_full(error: OSError) -> bool:
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}

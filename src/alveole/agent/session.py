@@ -11,10 +11,12 @@ from alveole.agent.logs import rotate_large_logs
 from alveole.agent.record import ids_on_disk, load_all
 from alveole.agent.tasks import Task
 from alveole.model.agent import InstanceAssignment, Synced, TaskAssignment, Withdrawal
+from alveole.model.error import AlveoleError
 from alveole.model.operation import OperationState
 from alveole.runtime.base import Ids
 
 log = logging.getLogger(__name__)
+UPKEEP_S = 5.0
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
 
@@ -39,7 +41,7 @@ class Agent:
         await self._recover_network()
         await self._engine.link.register(self._engine.node)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._rotate_logs(), name="rotate-logs")
+            group.create_task(self._upkeep(), name="upkeep")
             waiting: list[InstanceAssignment] | None = []
             async for assignment in self._engine.link.assignments(self._engine.node.name):
                 match assignment:
@@ -52,17 +54,18 @@ class Agent:
                             self._keepers[identifier].assign(None)
                     case TaskAssignment(operation=operation):
                         self._task(group, operation)
-                    case Synced(volumes=volumes):
-                        await self._begin(group, waiting or [], volumes)
+                    case Synced():
+                        await self._begin(group, waiting or [], assignment)
                         waiting = None
 
-    async def _begin(self, group: asyncio.TaskGroup, assigned: list[InstanceAssignment], volumes: Any) -> None:
+    async def _begin(self, group: asyncio.TaskGroup, assigned: list[InstanceAssignment], synced: Synced) -> None:
         """All that is assigned is known: keep it, and remove what is here beyond it."""
-        await self._engine.volumes.recover(volumes)
+        if synced.complete:
+            await self._engine.volumes.recover(synced.volumes)
         for assignment in assigned:
             self._assign(group, assignment)
         for identifier in load_all(self._engine.paths):
-            if identifier not in self._keepers:
+            if identifier not in self._keepers and synced.complete:
                 log.warning("removing %s, left over from an instance that is no longer recorded", identifier)
                 self._keep(group, Keeper(self._engine, identifier, None))
         self.synced.set()
@@ -119,7 +122,11 @@ class Agent:
         finally:
             del self._tasks[identifier]
 
-    async def _rotate_logs(self) -> None:
+    async def _upkeep(self) -> None:
         while True:
-            await asyncio.sleep(10.0)
-            await rotate_large_logs(self._engine, tuple(self._keepers.values()))
+            await asyncio.sleep(UPKEEP_S)
+            try:
+                await rotate_large_logs(self._engine, tuple(self._keepers.values()))
+                await self._engine.network.repair()
+            except (AlveoleError, OSError) as error:
+                log.warning("upkeep of this node: %s", error)

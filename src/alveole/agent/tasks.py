@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alveole.agent.engine import Engine
+from alveole.agent.faults import told
 from alveole.agent.steps import StepLog
 from alveole.model.agent import TaskReport
 from alveole.model.error import AlveoleError, ErrorCode, internal
@@ -37,7 +38,7 @@ class Task:
         except AlveoleError as error:
             await self._report(finished=True, error=error)
         except OSError as error:
-            await self._report(finished=True, error=internal(f"{error.strerror}: {error.filename or ''}"))
+            await self._report(finished=True, error=told(error))
         except Exception:
             log.exception("operation %s failed", self._operation.id)
             fault = internal("the agent met a fault of its own", hint="the daemon's log has the details")

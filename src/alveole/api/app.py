@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 from alveole.api import images, instances, networks, operations, sessions, system, volumes
 from alveole.api.errors import error_response
 from alveole.api.openapi import describe
-from alveole.api.service import Route, Service
+from alveole.api.service import Route, Service, preferred_wait_s, project_of
 from alveole.model.error import AlveoleError, ErrorCode, internal
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ def make_app(service: Service) -> Starlette:
 
 def _bind(service: Service, route: Route) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        project_of(request)
+        preferred_wait_s(request)
         return await route.handler(service, request)
 
     return endpoint

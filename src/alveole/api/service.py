@@ -1,5 +1,6 @@
 """What the handlers work with, and what they have in common."""
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from alveole.model.operation import Operation
 
 MAX_WAIT_S = 3600.0
 MAX_KEY_CHARACTERS = 64
+_PROJECT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,14 @@ class Route:
 
 
 def project_of(request: HTTPConnection) -> str:
-    return request.query_params.get("project", "default")
+    project = request.query_params.get("project", "default")
+    if not _PROJECT.fullmatch(project):
+        raise invalid(
+            f"{project[:80]!r} is not a project",
+            hint="lower-case letters, digits, . _ - and at most 63 characters",
+            field="project",
+        )
+    return project
 
 
 def idempotency_of(request: Request, raw: Any) -> Idempotency | None:
@@ -61,14 +71,21 @@ def idempotency_of(request: Request, raw: Any) -> Idempotency | None:
 
 async def operation_response(service: Service, request: Request, operation: Operation) -> Response:
     """202 with the operation; with ``Prefer: wait=SECONDS`` as it is when finished or when the time has passed."""
+    wait_s = preferred_wait_s(request)
+    if wait_s is not None:
+        operation = await query.wait_operation(service.context.cache, operation.project, operation.id, wait_s)
+    return record_response(operation, status=202)
+
+
+def preferred_wait_s(request: Request) -> float | None:
+    """Of the Prefer header. Raises INVALID, so it is looked at before anything is done."""
     for preference in request.headers.get("prefer", "").split(","):
         name, _, value = preference.strip().partition("=")
         if name == "wait":
-            if not value.replace(".", "", 1).isdigit():
+            if not _SECONDS.fullmatch(value):
                 raise invalid(f"Prefer: wait={value!r} is not a number of seconds")
-            wait_s = min(float(value), MAX_WAIT_S)
-            operation = await query.wait_operation(service.context.cache, operation.project, operation.id, wait_s)
-    return record_response(operation, status=202)
+            return min(float(value), MAX_WAIT_S)
+    return None
 
 
 def record_response(record: Record, status: int = 200) -> Response:

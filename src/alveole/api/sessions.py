@@ -17,7 +17,7 @@ from alveole.api.service import Service, project_of
 from alveole.api.strict import validate
 from alveole.control.query import resolve_instance, wait_operation
 from alveole.control.reports import read_error
-from alveole.model.agent import ExecRequest, Stream
+from alveole.model.agent import ExecRequest, Stream, TerminalSize
 from alveole.model.base import Record
 from alveole.model.error import AlveoleError, invalid
 from alveole.model.instance import Instance
@@ -28,8 +28,15 @@ Begin = Callable[[Service, WebSocket, Instance], Awaitable[Stream]]
 
 
 class AttachRequest(Record):
-    rows: int = 24
-    columns: int = 80
+    rows: TerminalSize = 24
+    columns: TerminalSize = 80
+
+
+class Order(Record):
+    """A text message of the client, after the first."""
+
+    resize: tuple[TerminalSize, TerminalSize] | None = None
+    close_stdin: bool = False
 
 
 async def exec_session(service: Service, socket: WebSocket) -> None:
@@ -96,10 +103,17 @@ async def _serve(service: Service, socket: WebSocket, begin: Begin) -> None:
 
 
 async def _first(socket: WebSocket) -> object:
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1000))
+    return _json(message.get("text"))
+
+
+def _json(text: str | None) -> object:
     try:
-        return json.loads(await socket.receive_text())
-    except ValueError as error:
-        raise invalid(f"the first message is not JSON: {error}") from error
+        return json.loads(text or "")
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the message is not JSON: {error}") from error
 
 
 async def _relay(socket: WebSocket, stream: Stream) -> int:
@@ -136,14 +150,8 @@ async def _receive(socket: WebSocket, stream: Stream) -> None:
 
 async def _control(stream: Stream, text: str) -> None:
     """Resize or end of input. What is not understood is an error, as everywhere."""
-    try:
-        order = json.loads(text)
-        if "resize" in order:
-            rows, columns = (int(number) for number in order["resize"])
-            await stream.resize(rows, columns)
-        elif order.get("close_stdin") is True:
-            await stream.close_stdin()
-        else:
-            raise invalid(f"{text[:80]!r} is not a session message")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise invalid(f"{text[:80]!r} is not a session message") from error
+    order = validate(Order, _json(text))
+    if order.resize is not None:
+        await stream.resize(*order.resize)
+    if order.close_stdin:
+        await stream.close_stdin()

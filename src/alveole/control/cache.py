@@ -83,6 +83,7 @@ class Cache:
         self._revision = 0
         self._advanced = asyncio.Condition()
         self._subscriptions: set[Subscription] = set()
+        self.unreadable: set[str] = set()  # keys of records that a newer version wrote
 
     @property
     def revision(self) -> int:
@@ -164,6 +165,9 @@ class Cache:
         new = None
         if change.value is not None:
             new = _read(change.value, table_name)
+        self.unreadable.discard(change.key)
+        if change.value is not None and new is None:
+            self.unreadable.add(change.key)
         if new is None:
             table.pop(change.key, None)
         else:

@@ -1,9 +1,10 @@
 """Read the cache, decide, write with compare-and-swap; again if something it read has changed meanwhile."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network
 from typing import Any, Generic, TypeVar
@@ -30,6 +31,7 @@ class Context:
     clock: Clock
     ids: Ids
     pool: IPv4Network  # addresses of all networks come from here
+    retries: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,24 @@ def put(key: str, record: Record, lease: int = 0) -> Put:
 
 async def commit(context: Context, plan: Callable[[], Plan[T]]) -> T:
     """Carry out a plan. ``plan`` is called again when its comparisons failed, and may raise AlveoleError."""
-    for _ in range(ATTEMPTS):
-        decided = plan()
-        if not decided.writes:
-            return decided.result
-        outcome = await context.store.txn(decided.compare, decided.writes)
-        await context.cache.reached(outcome.revision)
-        if outcome.succeeded:
-            return decided.result
+    decided = plan()
+    if await _carried_out(context, decided):
+        return decided.result
+    async with context.retries:  # one at a time: of many that want the same, each round would else let one through
+        for _ in range(ATTEMPTS):
+            decided = plan()
+            if await _carried_out(context, decided):
+                return decided.result
     raise conflict("the records involved keep changing", hint="try again")
+
+
+async def _carried_out(context: Context, plan: Plan[T]) -> bool:
+    """False if what was read has changed. The cache has caught up then, too."""
+    if not plan.writes:
+        return True
+    outcome = await context.store.txn(plan.compare, plan.writes)
+    await context.cache.reached(outcome.revision)
+    return outcome.succeeded
 
 
 async def commit_operation(
@@ -99,7 +110,11 @@ async def commit_operation(
 
     if context.cache.get(key) is None:
         lease = (await context.store.grant_lease(IDEMPOTENCY_TTL_S)).id
-    return await commit(context, once)
+    try:
+        return await commit(context, once)
+    except AlveoleError:
+        await context.store.revoke_lease(lease)  # nothing was put under it
+        raise
 
 
 def _repeated(context: Context, project: str, note: dict[str, str], idempotency: Idempotency) -> Operation:

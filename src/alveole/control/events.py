@@ -1,5 +1,6 @@
 """The event stream: every change of a project's records, resumable from a revision."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ def token(store: Store, revision: int) -> str:
 def parse_token(store: Store, text: str) -> int:
     """The revision of a token. Raises GONE if it is of another store, INVALID if it is none."""
     identifier, _, revision = text.partition(":")
-    if not revision.isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}", revision):
         raise invalid(f"{text!r} is not an event token", hint="tokens look like 1a2b3c4d:42", field="from")
     if identifier != store.id:
         raise AlveoleError(ErrorCode.GONE, "this event token is of another store", hint="list again")

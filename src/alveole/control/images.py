@@ -140,12 +140,15 @@ async def remove(context: Context, project: str, name: str, idempotency: Idempot
         if entry is None:
             raise not_found(f"image {name} does not exist", hint="alveole image ls shows all")
         image: Image = entry.record
+        if image.content is None:
+            raise conflict(
+                f"image {name} is being fetched",
+                hint=f"alveole operation cancel {image.operation}, or wait for its end",
+            )
         users = [
             e.record.name
             for e in context.cache.table(keys.collection(project, "instances"))
-            if image.content is not None
-            and e.record.image is not None
-            and e.record.image.digest == image.content.digest
+            if e.record.image is not None and e.record.image.digest == image.content.digest
         ]
         if users:
             raise conflict(f"image {name} is used by {', '.join(users[:5])}", hint="remove these instances first")

@@ -1,6 +1,8 @@
 """Where records are kept in the store. Everything a project owns is below ``projects/PROJECT/``."""
 
 NODES = "nodes/"
+ADDRESSES = "addresses/"
+SUBNETS = "subnets/"
 
 
 def collection(project: str, plural: str) -> str:
@@ -33,12 +35,17 @@ def node(name: str) -> str:
 
 def address(value: str) -> str:
     """Taken addresses: the value is the instance's id."""
-    return f"addresses/{value}"
+    return ADDRESSES + value
 
 
 def subnet(value: str) -> str:
     """Taken subnets: the value is the network's id."""
-    return f"subnets/{value.replace('/', '-')}"
+    return SUBNETS + value.replace("/", "-")
+
+
+def subnet_of(name: str) -> str:
+    """The subnet that the last part of a key of ``subnet`` stands for."""
+    return name.replace("-", "/")
 
 
 def idempotency(project: str, key: str) -> str:

@@ -60,7 +60,7 @@ def plan_ensure(context: Context, project: str, name: str) -> Plan[Network]:
 
 
 def _plan_new(context: Context, project: str, name: str, wanted: str | None, *, internal: bool) -> Plan[Network]:
-    used = [entry.record.subnet for entry in context.cache.everywhere("networks")]
+    used = [keys.subnet_of(name) for name in context.cache.names(keys.SUBNETS)]
     prefix = DEFAULT_NETWORK_PREFIX if name == DEFAULT else NETWORK_PREFIX
     chosen = check_subnet(context.pool, used, wanted) if wanted else choose_subnet(context.pool, used, prefix)
     try:
@@ -84,15 +84,11 @@ def _plan_new(context: Context, project: str, name: str, wanted: str | None, *, 
 
 def free_address(context: Context, network: Network) -> str:
     """A free address, not one that was given back a moment ago."""
-    used = context.cache.names("addresses/")
-    instances = context.cache.everywhere("instances")
+    used = context.cache.names(keys.ADDRESSES)
+    instances = context.cache.table(keys.collection(network.project, "instances"))
     mine = [i.record for i in instances if i.record.spec.network == network.name and i.record.address]
     latest = max(mine, key=lambda i: (i.created_at, i.id)).address if mine else ""
-    return choose_address(_subnet(network), used, latest if latest else "")
-
-
-def _subnet(network: Network) -> IPv4Network:
-    return IPv4Network(network.subnet)
+    return choose_address(IPv4Network(network.subnet), used, latest)
 
 
 async def remove(context: Context, project: str, name: str, idempotency: Idempotency | None = None) -> Operation:
@@ -107,7 +103,8 @@ async def remove(context: Context, project: str, name: str, idempotency: Idempot
         _refuse_used(context, entry.record)
         return Plan(None, (unchanged(entry),), (put(entry.key, entry.record.replace(removing=True)),))
 
-    await commit(context, mark)
+    if idempotency is None or context.cache.get(keys.idempotency(project, idempotency.key)) is None:
+        await commit(context, mark)
     return await commit_operation(context, project, idempotency, lambda: _plan_finish(context, project, name))
 
 

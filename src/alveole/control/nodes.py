@@ -41,10 +41,13 @@ class LocalLink:
             for entry in self._context.cache.everywhere("instances"):
                 for assignment in self._instance(entry, node, sent):
                     yield assignment
+            yield Synced(
+                volumes=tuple(entry.record for entry in self._context.cache.everywhere("volumes")),
+                complete=not self._context.cache.unreadable,
+            )
             for entry in self._context.cache.everywhere("operations"):
                 if entry.record.node == node and entry.record.state is OperationState.RUNNING:
                     yield TaskAssignment(operation=entry.record)
-            yield Synced(volumes=tuple(entry.record for entry in self._context.cache.everywhere("volumes")))
             async for assignment in self._changes(subscription, node, sent):
                 yield assignment
 

@@ -8,7 +8,7 @@ from alveole.control.cache import Entry
 from alveole.control.commit import Context, Plan, commit, put, unchanged
 from alveole.control.reports import read_error
 from alveole.control.settle import delete_instance, end_operation
-from alveole.model.error import AlveoleError, ErrorCode, unsupported
+from alveole.model.error import AlveoleError, ErrorCode, not_found, unsupported
 from alveole.model.image import ImageContent
 from alveole.model.instance import Desired, Instance, Placement
 from alveole.model.operation import OperationState
@@ -24,6 +24,7 @@ class Reconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._waiting: set[str] = set()  # keys of instances that wait for an image, a volume or a node
+        self._failed: set[str] = set()  # those that could not be written, on a full disk for example
 
     async def run(self) -> None:
         """Reconcile everything once, then what changes, until cancelled."""
@@ -35,8 +36,13 @@ class Reconciler:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await operations.enforce_deadlines(self._context)
-            await operations.forget_old(self._context)
+            for key in tuple(self._failed):
+                await self._one(key)
+            try:
+                await operations.enforce_deadlines(self._context)
+                await operations.forget_old(self._context)
+            except AlveoleError as error:
+                log.warning("operations could not be tidied, trying again: %s", error)
 
     async def _follow(self) -> None:
         while True:
@@ -60,7 +66,13 @@ class Reconciler:
 
     async def _one(self, key: str) -> None:
         self._waiting.discard(key)
-        await commit(self._context, lambda: self._plan(key))
+        self._failed.discard(key)
+        try:
+            await commit(self._context, lambda: self._plan(key))
+        except AlveoleError as error:
+            log.warning("%s could not be brought further, trying again: %s", key, error)
+            self._failed.add(key)
+            return
         entry = self._context.cache.get(key)
         if entry is not None and entry.record.placement is None:
             self._waiting.add(key)
@@ -129,8 +141,15 @@ class Reconciler:
                 continue
             volume = self._context.cache.get(keys.volume(instance.project, mount.source))
             if volume is None:
-                raise AlveoleError(
-                    ErrorCode.EXHAUSTED, f"volume {mount.source} could not be made", hint="alveole events"
-                )
+                raise self._why_no_volume(instance.project, mount.source)
             ready = ready and volume.record.phase == "ready"
         return ready
+
+    def _why_no_volume(self, project: str, name: str) -> AlveoleError:
+        """What its latest creation failed with."""
+        made = [
+            entry.record.error
+            for entry in self._context.cache.table(keys.collection(project, "operations"))
+            if entry.record.verb == "volume.create" and entry.record.target == f"volume/{name}" and entry.record.error
+        ]
+        return read_error(made[-1]) if made else not_found(f"volume {name} was removed")

@@ -14,13 +14,18 @@ from alveole.policy.outcome import outcome
 
 
 def plan_instance_report(context: Context, report: InstanceReport) -> Plan[None]:
-    """Raises CONFLICT if the report is about an instance or epoch that is no longer this agent's."""
+    """Raises CONFLICT if the report is about an instance or epoch that is no longer this agent's.
+
+    One that is older than what was reported already changes nothing.
+    """
     entry = context.cache.get(keys.instance(report.project, report.name))
     if entry is None or entry.record.id != report.instance_id:
         raise conflict(f"instance {report.name} ({report.instance_id}) is no longer recorded")
     instance: Instance = entry.record
     if instance.placement is None or instance.placement.epoch != report.epoch:
         raise conflict(f"instance {report.name} was placed anew; the report's epoch {report.epoch} is stale")
+    if report.status.observed_generation < instance.status.observed_generation:
+        return Plan(None)
     if report.removed:
         compare, writes = delete_instance(context, entry)
         more_compare, more_writes = end_operation(context, instance, None, report.steps)

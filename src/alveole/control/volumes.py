@@ -40,7 +40,8 @@ def plan_ensure(context: Context, project: str, name: str) -> Plan[None]:
         return Plan(None, made.compare, made.writes)
     if entry.record.phase == "removing":
         raise conflict(f"volume {name} is being removed")
-    return Plan(None, (unchanged(entry),))
+    # Written again as it is: a removal that has not seen this instance yet fails its comparison.
+    return Plan(None, (unchanged(entry),), (put(entry.key, entry.record),))
 
 
 def _plan_new(context: Context, project: str, name: str, size_bytes: int) -> Plan[Operation]:

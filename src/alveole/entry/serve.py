@@ -1,6 +1,7 @@
 """The daemon: puts the parts together, runs them, and ends them without touching an instance."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -19,6 +20,7 @@ from alveole import __version__
 from alveole.agent.engine import Engine
 from alveole.agent.record import Paths
 from alveole.agent.session import Agent
+from alveole.agent.steps import FaultHook
 from alveole.agent.streams import LocalStreams
 from alveole.api.app import make_app
 from alveole.api.service import Service
@@ -27,7 +29,7 @@ from alveole.control.commit import Context
 from alveole.control.nodes import LocalLink
 from alveole.control.reconcile import Reconciler
 from alveole.entry.listen import listen
-from alveole.entry.testing import fault_hook, guard_loop
+from alveole.entry.testing import fault_hook, guard_loop, watch_commits
 from alveole.host import mount
 from alveole.host.cgroup import Cgroups
 from alveole.host.identity import Identity, load_identity
@@ -130,9 +132,11 @@ async def _host(identity: Identity) -> AsyncIterator[Cgroups]:
 
 
 async def _run_halves(options: Options, identity: Identity, store: SqliteStore, cgroups: Cgroups) -> None:
+    fault = fault_hook()
+    watch_commits(store, fault)
     cache = Cache(store)
     context = Context(store=store, cache=cache, clock=SystemClock(), ids=SystemIds(), pool=identity.pool)
-    engine = await _engine(options, identity, cgroups, context)
+    engine = await _engine(options, identity, cgroups, context, fault)
     agent = Agent(engine)
     service = Service(context=context, streams=LocalStreams(engine, agent), node=options.node, version=__version__)
     stop = asyncio.Event()
@@ -152,9 +156,12 @@ async def _run_halves(options: Options, identity: Identity, store: SqliteStore, 
                 config.load()
                 server = Server(config)
                 serving = group.create_task(server.serve(sockets=[sock]), name="api")
+                gc.collect()
+                gc.freeze()  # what was imported stays: looking through it again would hold the loop for 20 ms and more
                 guard_loop()
                 log.info("ready: %s, state %s, node %s", options.socket, options.state, options.node)
                 await stop.wait()
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # streams cut off now are no faults
                 server.should_exit = True
                 await serving
             for task in tasks:
@@ -166,7 +173,7 @@ async def _run_halves(options: Options, identity: Identity, store: SqliteStore, 
         log.info("stopped; %s", "instances go on" if keep else "nothing is left running")
 
 
-async def _engine(options: Options, identity: Identity, cgroups: Cgroups, context: Context) -> Engine:
+async def _engine(options: Options, identity: Identity, cgroups: Cgroups, context: Context, fault: FaultHook) -> Engine:
     """The drivers of this node. This is the only place that names them."""
     empty = options.run / "empty"
     empty.mkdir(exist_ok=True, mode=0o555)
@@ -190,7 +197,7 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
         network=network,
         volumes=DiskVolumes(identity, options.state / "volumes"),
         cgroups=cgroups,
-        fault=fault_hook(),
+        fault=fault,
     )
 
 

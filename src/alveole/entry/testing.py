@@ -1,6 +1,7 @@
 """What tests ask of the daemon by its environment: to die at a step, and to tell when its event loop was held up.
 
-``ALVEOLE_TEST_KILL_AT=start:network:after`` ends the process with SIGKILL at that point.
+``ALVEOLE_TEST_KILL_AT=FILE`` ends the process with SIGKILL at the point that the file names, once it exists:
+``start:network:after``, or ``commit:before#3`` for the third time that it comes there since the file was first seen.
 ``ALVEOLE_TEST_TRACE=FILE`` appends every such point to a file.
 ``ALVEOLE_TEST_LOOP_LIMIT_MS=20`` logs an error for each callback that held the event loop longer.
 """
@@ -13,9 +14,12 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from alveole.agent.steps import FaultHook, no_fault
+from alveole.store.base import Store, TxnResult
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +28,35 @@ def fault_hook() -> FaultHook:
     target, trace = os.environ.get("ALVEOLE_TEST_KILL_AT"), os.environ.get("ALVEOLE_TEST_TRACE")
     if not target and not trace:
         return no_fault
+    seen: Counter[str] = Counter()
 
     def hook(point: str) -> None:
         if trace:
             with Path(trace).open("a") as file:
                 file.write(f"{point}\n")
-        if point == target:
+        if not target or not Path(target).exists():
+            return
+        seen[point] += 1
+        wanted, _, times = Path(target).read_text().partition("#")
+        if point == wanted and seen[point] == int(times or 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
     return hook
+
+
+def watch_commits(store: Store, hook: FaultHook) -> None:
+    """Make each commit of the store two such points."""
+    if hook is no_fault:
+        return
+    original = store.txn
+
+    async def txn(*transaction: Any) -> TxnResult:
+        hook("commit:before")
+        result = await original(*transaction)
+        hook("commit:after")
+        return result
+
+    setattr(store, "txn", txn)  # noqa: B010  (what type checkers rightly dislike)
 
 
 def guard_loop() -> None:

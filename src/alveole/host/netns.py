@@ -89,7 +89,7 @@ class NamespaceMaker:
 
 async def _spawn() -> asyncio.subprocess.Process:
     source = str(Path(__file__).parent.parent.parent)
-    code = f"import sys; sys.path.insert(0, {source!r}); from alveole.host.netns import serve; serve()"
+    code = f"import sys; sys.path.insert(0, {source!r}); from alveole.host.netns import serve; serve({os.getpid()})"
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-ISc",
@@ -101,12 +101,14 @@ async def _spawn() -> asyncio.subprocess.Process:
     )
 
 
-def serve() -> None:
+def serve(daemon_pid: int) -> None:
     """The child: one JSON request a line, one JSON answer a line, until its input ends.
 
     Killed with the daemon: what it made later, the next daemon would not find when it looks for leftovers.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != daemon_pid:  # it died before it could be asked for that
+        return
     for line in sys.stdin:
         request = json.loads(line)
         try:

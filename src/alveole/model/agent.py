@@ -5,7 +5,9 @@ Types only, so that both sides depend on this module and never on each other.
 """
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
 
 from alveole.model.base import AnyMap, Record, StringMap
 from alveole.model.image import ImageContent
@@ -40,10 +42,11 @@ class TaskAssignment(Record):
 
 
 class Synced(Record):
-    """All that is assigned now has been sent: what the node holds beyond it is a leftover."""
+    """All instances assigned now have been sent: what the node holds beyond them is a leftover."""
 
     kind: Literal["synced"] = "synced"
     volumes: tuple[Volume, ...] = ()  # volumes that exist
+    complete: bool = True  # False: a newer version wrote records that this one cannot read, so nothing is a leftover
 
 
 Assignment = InstanceAssignment | Withdrawal | TaskAssignment | Synced
@@ -81,7 +84,10 @@ class AgentLink(Protocol):
         ...
 
     def assignments(self, node: str) -> AsyncIterator[Assignment]:
-        """All current assignments, then ``Synced``, then each change, until cancelled."""
+        """All assigned instances, then ``Synced``, then tasks under way, then each change, until cancelled.
+
+        Tasks come last, since clearing away leftovers would remove what they have half made.
+        """
         ...
 
     async def used_images(self) -> tuple[ImageContent, ...]:
@@ -97,6 +103,10 @@ class AgentLink(Protocol):
         ...
 
 
+TerminalSize = Annotated[int, Field(ge=0, le=65535)]
+"""Rows or columns, as the kernel holds them."""
+
+
 class ExecRequest(Record):
     """A command to run inside a running instance. Absent fields are as the instance's own process has them."""
 
@@ -106,8 +116,8 @@ class ExecRequest(Record):
     workdir: str | None = None
     tty: bool = False
     stdin: bool = False
-    rows: int = 24
-    columns: int = 80
+    rows: TerminalSize = 24
+    columns: TerminalSize = 80
 
 
 class Stream(Protocol):

@@ -31,7 +31,13 @@ class Record(BaseModel):
     the API edge refuses them by validating with ``extra="forbid"``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", ser_json_timedelta="float", val_json_bytes="base64")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        ser_json_timedelta="float",
+        val_json_bytes="base64",
+        allow_inf_nan=False,  # JSON has neither: a record with one could not be read again
+    )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed. The changed values are validated."""

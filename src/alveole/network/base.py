@@ -70,6 +70,10 @@ class NetworkDriver(Protocol):
         """
         ...
 
+    async def repair(self) -> None:
+        """Put back what another program took away, such as rules that somebody flushed. Called every few seconds."""
+        ...
+
     def resolv_conf(self, attachment: Attachment) -> str:
         """The contents of /etc/resolv.conf for it."""
         ...

@@ -160,6 +160,15 @@ class RoutedNetwork:
             await in_thread(partial(_forget_connections, attachment))
         self._slots.start_filling()  # not before: a slot that looked free may be that of an instance still running
 
+    async def repair(self) -> None:
+        if await nft.list_table(self._identity.table) is not None:
+            return
+        log.warning("our nftables rules were flushed by another program; loading them again")
+        deny_foreign = await forwarding.ensure_decided(self._identity)
+        async with self._rules:
+            await nft.load(ruleset(self._identity, self._attached.values(), deny_foreign=deny_foreign))
+            self._admitted = set(self._attached)
+
     def resolv_conf(self, attachment: Attachment) -> str:
         if attachment.interface:
             return f"nameserver {self._identity.gateway}\noptions ndots:0\n"

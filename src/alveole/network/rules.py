@@ -121,6 +121,7 @@ def _forwarding(ours: str) -> str:
     ct state established,related accept
     iifname {ours} oifname {ours} ip saddr . ip daddr @networks accept
     iifname {ours} ip saddr @internal_networks drop
+    iifname {ours} ip daddr 169.254.0.0/16 drop comment "a cloud's metadata holds the host's credentials"
     oifname {ours} ct status dnat accept
     iifname {ours} oifname != {ours} accept
     drop

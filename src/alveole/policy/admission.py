@@ -3,6 +3,7 @@
 import posixpath
 import re
 import signal
+from ipaddress import IPv4Address
 
 from alveole.model.error import AlveoleError, ErrorCode, invalid
 from alveole.model.instance import InstanceSpec, Mount, Port
@@ -29,9 +30,15 @@ def check_spec(spec: InstanceSpec) -> None:
         signal_number(spec.stop_signal, field="spec.stop_signal")
     if spec.network == "host" and spec.hostname is not None:
         raise invalid("an instance on the host's network has the host's name", field="spec.hostname")
-    for field, argv in (("spec.entrypoint", spec.entrypoint), ("spec.command", spec.command)):
-        if any("\0" in word for word in argv or ()):
-            raise invalid("a command may not contain NUL", field=field)
+    _check_text(spec)
+
+
+def _check_text(spec: InstanceSpec) -> None:
+    """No NUL in what the kernel takes as a string that ends with one."""
+    texts = {"entrypoint": spec.entrypoint, "command": spec.command, "user": (spec.user,), "workdir": (spec.workdir,)}
+    for name, words in texts.items():
+        if any("\0" in word for word in words or () if word is not None):
+            raise invalid(f"{name} may not contain NUL", field=f"spec.{name}")
 
 
 def _check_ports(spec: InstanceSpec) -> None:
@@ -53,11 +60,12 @@ def _check_ports(spec: InstanceSpec) -> None:
 
 
 def _check_port_address(port: Port, index: int) -> None:
-    parts = port.host_address.split(".")
-    if len(parts) != 4 or not all(part.isdigit() and len(part) < 4 and int(part) < 256 for part in parts):
+    try:
+        IPv4Address(port.host_address)
+    except ValueError:
         raise invalid(
             f"host address {port.host_address!r} is not an IPv4 address", field=f"spec.ports[{index}].host_address"
-        )
+        ) from None
 
 
 def _check_mounts(mounts: tuple[Mount, ...]) -> None:
@@ -67,6 +75,8 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> None:
         target = posixpath.normpath(mount.target)
         if ".." in mount.target.split("/") or target in _RESERVED_TARGETS or target.startswith(("/proc/", "/sys/")):
             raise invalid(f"nothing may be mounted at {mount.target}", field=f"{field}.target")
+        if "\0" in mount.target + mount.source:
+            raise invalid("a path may not contain NUL", field=field)
         if target in targets:
             raise invalid(f"two mounts have the target {target}", field=f"{field}.target")
         targets.add(target)
@@ -91,7 +101,7 @@ def _check_source(mount: Mount, field: str) -> None:
 def signal_number(name: str, *, field: str = "signal") -> int:
     """``SIGTERM``, ``TERM`` or ``15`` as a number. Raises INVALID."""
     text = name.upper()
-    if text.isdigit() and 1 <= int(text) <= signal.SIGRTMAX:
+    if re.fullmatch(r"[0-9]{1,2}", text) and 1 <= int(text) <= signal.SIGRTMAX:
         return int(text)
     try:
         return signal.Signals[text if text.startswith("SIG") else f"SIG{text}"].value

@@ -1,0 +1,78 @@
+"""What the fault tests share: an image, and daemons made to be killed."""
+
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fault.host import SETTLE_S, Victim
+from tests.integration.daemon import until
+
+_PROGRAMS = ("sh", "sleep", "httpd", "cat", "true", "sync", "printf", "dd", "ls", "touch")
+MakeVictim = Callable[[], Victim]
+
+
+@pytest.fixture(scope="session")
+def busybox_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("busybox")
+    programs = directory / "root/bin"
+    programs.mkdir(parents=True)
+    subprocess.run(["cp", "/bin/busybox", programs / "busybox"], check=True)
+    for name in _PROGRAMS:
+        (programs / name).symlink_to("busybox")
+    tar = directory / "busybox.tar"
+    subprocess.run(["tar", "-C", programs.parent, "--owner=0", "--group=0", "-cf", tar, "."], check=True)
+    return tar
+
+
+@pytest.fixture(scope="session")
+def small_tars(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two more images, of one file each."""
+    directory = tmp_path_factory.mktemp("small")
+    tars = [directory / f"{name}.tar" for name in ("first", "second")]
+    for tar in tars:
+        file = directory / tar.stem
+        file.write_text(tar.name)
+        subprocess.run(["tar", "-C", directory, "--owner=0", "--group=0", "-cf", tar, file.name], check=True)
+    return tars
+
+
+@pytest.fixture(scope="session")
+def make_victim(tmp_path_factory: pytest.TempPathFactory, busybox_tar: Path) -> MakeVictim:
+    """A function that starts a daemon with a busybox image."""
+
+    def make() -> Victim:
+        victim = Victim(tmp_path_factory.mktemp("victim") / "state", Path(f"/run/alv-f-{secrets.token_hex(2)}"))
+        try:
+            victim.start()
+            victim.ok("image", "import", "busybox", str(busybox_tar))
+        except BaseException:
+            victim.destroy()
+            raise
+        return victim
+
+    return make
+
+
+@pytest.fixture
+def victim(make_victim: MakeVictim) -> Iterator[Victim]:
+    """A daemon of the test's own. At the end it must be able to remove everything and leave nothing."""
+    made = make_victim()
+    try:
+        yield made
+        finish(made)
+    finally:
+        made.destroy()
+
+
+def finish(victim: Victim) -> None:
+    victim.arm.unlink(missing_ok=True)
+    if victim.ended:
+        victim.start()
+    victim.clear()
+    assert victim.stop() == 0, victim.log()
+    until(lambda: not victim.leftovers(), SETTLE_S, f"a host without {victim.leftovers()}")
+    faults = victim.new_faults()
+    assert not faults, "\n".join(faults)
