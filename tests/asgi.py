@@ -65,11 +65,16 @@ class Client:
     async def request(self, request: requests.PreparedRequest) -> Answer:
         """Send a request made elsewhere."""
         parts = urlsplit(request.url or "")
-        body = request.body.encode() if isinstance(request.body, str) else request.body or b""
+        body = request.body or b""
+        assert isinstance(body, str | bytes), "a request that is streamed"
         headers = {str(name): _text(value) for name, value in request.headers.items()}
         query = parse_qs(parts.query, keep_blank_values=True)
         return await self.call(
-            str(request.method), unquote(parts.path), raw=bytes(body), headers=headers, **query
+            str(request.method),
+            unquote(parts.path),
+            raw=body.encode() if isinstance(body, str) else body,
+            headers=headers,
+            **query,
         )
 
     @asynccontextmanager

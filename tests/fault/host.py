@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.integration.daemon import Daemon, free_port, until
 
-SETTLE_S = 20.0
+SETTLE_S = 10.0
 KEPT = "kept"  # the file that a service serves, and its content
 NOTHING = "sha256:0"
 _IGNORED_FILES = re.compile(r"store\.db|\.lock$|/ns(/|$)|/s$|host\.json|/scratch")
@@ -100,7 +100,7 @@ class Victim(Daemon):
 
     def _files(self) -> Iterator[str]:
         """Of its directories, down to one level below each instance, but nothing of an image or instance's own."""
-        for pattern in ("instances/*/*", "images/*/*", "images/blobs/sha256/*", "volumes/*", "volumes/*/*"):
+        for pattern in ("instances/*/*", "images/tmp/*", "volumes/*", "volumes/*/*"):
             yield from self._names(self.state, pattern)
         for pattern in ("*", "i/*/*", "storage/*/*"):
             yield from self._names(self.run_dir, pattern)

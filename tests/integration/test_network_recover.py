@@ -150,6 +150,21 @@ async def test_after_a_reboot_only_the_id_range_is_kept(lab: Lab) -> None:
             assert await reach(lab.outside, HOST_ADDRESS, 8080) == f"web {OUTSIDE_ADDRESS}"
 
 
+async def test_a_flushed_ruleset_is_put_back_while_running(lab: Lab) -> None:
+    """Reloading the host's own firewall must not leave the instances without walls."""
+    port = Port(host_port=8080, instance_port=80)
+    async with driver(lab) as network:
+        web = await attach(network, "web", ports=(port,))
+        far = await attach(network, "far", network=make_network(2))
+        await network.repair()
+        sh("nft", "flush", "ruleset")
+        async with serving(web.network_namespace, 80, "web"):
+            assert await reach(far.network_namespace, web.address, 80) != DENIED
+            await network.repair()
+            assert await reach(far.network_namespace, web.address, 80) == DENIED
+            assert await reach(lab.outside, HOST_ADDRESS, 8080) == f"web {OUTSIDE_ADDRESS}"
+
+
 async def test_a_flushed_ruleset_comes_back_with_recover(lab: Lab) -> None:
     async with driver(lab) as network:
         web = await attach(network, "web", ports=(Port(host_port=8080, instance_port=80),))

@@ -107,6 +107,18 @@ async def test_the_way_out_is_masqueraded_and_internal_networks_have_none(lab: L
             assert await reach(shut.network_namespace, mate.address, 80) == f"mate {shut.address}"
 
 
+async def test_no_instance_reaches_the_metadata_of_a_cloud(lab: Lab) -> None:
+    """169.254.169.254 answers with the credentials of the host."""
+    metadata = "169.254.169.254"
+    with inside(lab.outside):
+        sh("ip", "address", "add", f"{metadata}/32", "dev", "eth0")
+    sh("ip", "route", "add", f"{metadata}/32", "via", OUTSIDE_ADDRESS)
+    async with driver(lab) as network, serving(lab.outside, 80, "secret"):
+        here = await attach(network, "here")
+        assert await reach(None, metadata, 80) == f"secret {HOST_ADDRESS}"
+        assert await reach(here.network_namespace, metadata, 80) == DENIED
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 async def test_a_published_port_is_reached_from_everywhere(lab: Lab, protocol: str) -> None:
     port = Port(host_port=8080, instance_port=80, protocol=protocol)

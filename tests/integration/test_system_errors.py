@@ -173,10 +173,10 @@ def test_missing_engine(tmp_path: Path, busybox_image: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 96 MB."""
+    """A file system of 640 MB: a pool of volumes needs half of it."""
     disk, place = tmp_path / "disk", tmp_path / "small"
     disk.touch()
-    os.truncate(disk, 96 << 20)
+    os.truncate(disk, 640 << 20)
     place.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", disk], check=True)
     subprocess.run(["mount", "-o", "loop", disk, place], check=True)
@@ -188,6 +188,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def full(ballast: Path) -> Iterator[None]:
     """A file system on which nothing more fits meanwhile, but what little it keeps for itself."""
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 20)) == 1 << 20:
+            continue
         while file.write(bytes(1024)):
             continue
     try:

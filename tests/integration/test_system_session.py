@@ -143,7 +143,10 @@ def test_exec_with_a_terminal(daemon: Daemon, sleeper: str) -> None:
 def test_attach_to_a_terminal(daemon: Daemon, isolation: str) -> None:
     """Who left an interactive instance finds it as it was."""
     daemon.ok("run", "-d", "-it", "--name", "shell", "--isolation", isolation, "busybox", "sh")
+    until(lambda: "# " in daemon.cli("logs", "shell").stdout)
     with terminal(daemon, "attach", "shell") as screen:
+        screen.type("\n")
+        screen.expect("# ")
         screen.type("x=kept; echo s''et\n")
         screen.expect("set")
     with terminal(daemon, "attach", "shell") as screen:

@@ -15,7 +15,7 @@ from tests.virtual import virtual
 
 async def read(chunks: AsyncIterator[bytes], seconds: float = 1.0) -> list[dict[str, Any]]:
     """The events that arrive within the time."""
-    found = []
+    found: list[dict[str, Any]] = []
     while True:
         try:
             async with asyncio.timeout(seconds):

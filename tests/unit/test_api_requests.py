@@ -1,6 +1,7 @@
 """What clients may send: bodies are strict, headers and queries mean what they say, and every error is one JSON."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,7 @@ async def test_a_wait_is_bounded(timeout_s: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", ErrorCode)
 @virtual
-async def test_every_error_becomes_its_status(
-    code: ErrorCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_every_error_becomes_its_status(code: ErrorCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_service: Service, _request: Request) -> Any:
         raise AlveoleError(code, "it failed", hint="try", field="x")
 
@@ -230,10 +229,11 @@ async def test_a_fault_shows_no_traceback(tmp_path: Path, caplog: pytest.LogCapt
         raise ZeroDivisionError("a secret")
 
     async with serving(tmp_path) as (_, client):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Cache, "table", broken)
-            async with client.stream("GET", "/v1/networks") as (head, chunks):
-                body = b"".join([chunk async for chunk in chunks])
+            with suppress(ZeroDivisionError):  # told to the server too
+                async with client.stream("GET", "/v1/networks") as (head, chunks):
+                    body = b"".join([chunk async for chunk in chunks])
         assert head.status == 500
         assert b"secret" not in body
         assert json.loads(body)["error"]["code"] == "internal"

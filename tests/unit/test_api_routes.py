@@ -98,7 +98,8 @@ async def test_logs(tmp_path: Path) -> None:
         assert [json.loads(text)["line"] for text in answer.body.splitlines()] == ["hello", "world"]
         tail = await client.call("GET", "/v1/instances/web/logs", tail="1", follow="true")
         assert [json.loads(text)["stream"] for text in tail.body.splitlines()] == ["stderr"]
-        for query in ({"tail": "-1"}, {"tail": "x"}, {"follow": "maybe"}):
+        wrong: tuple[dict[str, Any], ...] = ({"tail": "-1"}, {"tail": "x"}, {"follow": "maybe"}, {"since": "today"})
+        for query in wrong:
             assert (await client.call("GET", "/v1/instances/web/logs", **query)).code == "invalid"
 
 

@@ -23,11 +23,13 @@ from tests.asgi import Client
 from tests.control_world import living
 from tests.virtual import VirtualLoop
 
-ENDLESS = {"/v1/events"}  # tested by test_api_events.py
+ENDLESS = {"/events"}  # tested by test_api_events.py
 SCHEMA = schemathesis.openapi.from_dict(describe(ROUTES, "v1"))
-OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations() if found.ok().path not in ENDLESS]
+OPERATIONS = [
+    SCHEMA[f"/v1{route.path.replace(':path', '')}"][route.method] for route in ROUTES if route.path not in ENDLESS
+]
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 25
+EXAMPLES = 15
 
 
 class Served:
@@ -36,7 +38,7 @@ class Served:
     def __init__(self, runner: asyncio.Runner, client: Client) -> None:
         self._runner, self._client = runner, client
 
-    def send(self, case: Case) -> Response:
+    def send(self, case: Case[Any]) -> Response:
         request = requests.Request(**case.as_transport_kwargs(base_url="http://localhost")).prepare()
         answer = self._runner.run(self._client.request(request))
         headers = {name: [value] for name, value in answer.headers.items()}

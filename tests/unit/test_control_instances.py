@@ -259,7 +259,10 @@ async def test_instances_are_found_by_name_id_and_prefix(tmp_path: Path) -> None
             assert refused.value.code is code
         with pytest.raises(AlveoleError, match="web, web-2"):
             resolve_instance(cache, "default", "we")
-        assert [i.name for i in list_instances(cache, "default", ["label=tier=we", "phase=running"])] == ["web", "web-2"]
+        assert [i.name for i in list_instances(cache, "default", ["label=tier=we", "phase=running"])] == [
+            "web",
+            "web-2",
+        ]
         assert list_instances(cache, "default", ["label=tier", "name=db", "isolation=container", "network=none"])
         assert list_instances(cache, "default", ["label=tier=w"]) == []
         with pytest.raises(AlveoleError, match="is not a filter"):

@@ -88,9 +88,7 @@ async def test_images_are_imported_and_built(tmp_path: Path) -> None:
         assert built.state is DONE
         assert (await world.run(image="made", pull="never", command=("serve",))).state is DONE
         with pytest.raises(AlveoleError, match="base image nothing does not exist"):
-            await images.build(
-                context, "default", "x", recipe=Recipe(base="nothing"), directory="/tmp", use_cache=True
-            )
+            await images.build(context, "default", "x", recipe=Recipe(base="nothing"), directory="/tmp", use_cache=True)
 
 
 @virtual

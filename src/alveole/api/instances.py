@@ -20,7 +20,7 @@ from alveole.api.service import (
     record_response,
     timeout_of,
 )
-from alveole.api.strict import query_flag, query_number, read_body
+from alveole.api.strict import query_flag, query_number, query_time, read_body
 from alveole.control import instances
 from alveole.control.query import list_instances, resolve_instance, wait_instance
 from alveole.model.agent import InstanceStats, LogLine
@@ -140,7 +140,7 @@ async def logs(service: Service, request: Request) -> Response:
         _find(service, request),
         follow=query_flag(request, "follow"),
         tail=None if tail is None else int(tail),
-        since=request.query_params.get("since"),
+        since=query_time(request, "since"),
     )
     return StreamingResponse(_ndjson(lines), media_type="application/x-ndjson")
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from datetime import datetime
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -84,6 +85,16 @@ def query_number(request: Request, name: str, default: float, most: float) -> fl
     if not 0 <= number <= most:
         raise invalid(f"{name}={text} is not between 0 and {most:g}", field=name)
     return number
+
+
+def query_time(request: Request, name: str) -> str | None:
+    text = request.query_params.get(name)
+    try:
+        if text is not None:
+            datetime.fromisoformat(text)
+    except ValueError:
+        raise invalid(f"{name}={text!r} is not a time", hint="such as 2026-01-31T12:00:00Z", field=name) from None
+    return text
 
 
 def query_flag(request: Request, name: str) -> bool:
