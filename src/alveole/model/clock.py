@@ -5,6 +5,8 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """The time."""
+
     def now(self) -> datetime:
         """Wall clock time in UTC, for records."""
         ...
@@ -15,6 +17,8 @@ class Clock(Protocol):
 
 
 class Ids(Protocol):
+    """Randomness that names things."""
+
     def hex(self, digits: int) -> str:
         """That many random hex digits."""
         ...
