@@ -12,6 +12,7 @@ from alveole.store.base import (
     Put,
     Store,
 )
+from alveole.store.local import LocalStore
 from alveole.store.watch import MAX_WAITING_REVISIONS
 from tests.conformance.store_lab import Clock, keys, put, refused, watched
 
@@ -105,7 +106,7 @@ async def test_a_watcher_too_far_behind_is_told_gone(store: Store) -> None:
 async def test_cancelling_a_watch_leaves_no_watcher(store: Store) -> None:
     watching = [asyncio.create_task(watched(store, "", 1, 1)) for _ in range(5)]
     await asyncio.sleep(0.05)
-    assert isinstance(store, MemoryStore | SqliteStore)
+    assert isinstance(store, LocalStore)
     assert len(store._watchers) == 5
     for task in watching:
         task.cancel()
@@ -254,7 +255,7 @@ async def test_an_interrupted_revocation_is_not_forgotten(store: Store) -> None:
     revoking.cancel()
     await refused(lambda: store.keep_lease(lease.id), ErrorCode.NOT_FOUND)
     await asyncio.wait([revoking])
-    assert isinstance(store, MemoryStore | SqliteStore)
+    assert isinstance(store, LocalStore)
     await store._leases.expire_due()
     assert await keys(store) == []
     assert len(store._leases) == 0
@@ -299,7 +300,7 @@ async def test_an_interrupted_grant_leaves_no_lease_for_ever(store: Store, clock
     granting.cancel()
     await asyncio.wait([granting])
     clock.now_s += 1
-    assert isinstance(store, MemoryStore | SqliteStore)
+    assert isinstance(store, LocalStore)
     await store._leases.expire_due()
     assert len(store._leases) == 0
 
