@@ -45,7 +45,7 @@ class World:
         assert self.cgroups
         empty = self.directory / "empty"
         empty.mkdir(exist_ok=True)
-        return OciRuntime(Crun() if self.wall == "crun" else Runsc(empty), self.cgroups)
+        return OciRuntime(Crun(self.directory) if self.wall == "crun" else Runsc(empty), self.cgroups)
 
     def cell(self, *args: str, process: Mapping[str, Any] | None = None, **changes: Any) -> Cell:
         number = f"c{len(self.cells)}"

@@ -1,4 +1,4 @@
-"""Time that passes only when everybody waits for it: hours take milliseconds, and all happens in the same order always."""
+"""Time that passes only when everybody waits for it: hours take milliseconds, and runs are repeatable."""
 
 import asyncio
 import functools

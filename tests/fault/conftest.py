@@ -2,8 +2,11 @@
 
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import pytest
 
@@ -11,7 +14,10 @@ from tests.fault.host import SETTLE_S, Victim
 from tests.integration.daemon import until
 
 _PROGRAMS = ("sh", "sleep", "httpd", "cat", "true", "sync", "printf", "dd", "ls", "touch")
-MakeVictim = Callable[[], Victim]
+
+
+class MakeVictim(Protocol):
+    def __call__(self, state: Path | None = None) -> Victim: ...
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +46,16 @@ def small_tars(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def make_victim(tmp_path_factory: pytest.TempPathFactory, busybox_tar: Path) -> MakeVictim:
-    """A function that starts a daemon with a busybox image."""
+def make_victim(busybox_tar: Path) -> Iterator[MakeVictim]:
+    """A function that starts a daemon with a busybox image, below a directory that others may pass, as in /var/lib."""
+    directories = ExitStack()
 
-    def make() -> Victim:
-        victim = Victim(tmp_path_factory.mktemp("victim") / "state", Path(f"/run/alv-f-{secrets.token_hex(2)}"))
+    def make(state: Path | None = None) -> Victim:
+        if state is None:
+            directory = Path(directories.enter_context(TemporaryDirectory(prefix="alv-f-")))
+            directory.chmod(0o711)
+            state = directory / "state"
+        victim = Victim(state, Path(f"/run/alv-f-{secrets.token_hex(2)}"))
         try:
             victim.start()
             victim.ok("image", "import", "busybox", str(busybox_tar))
@@ -53,7 +64,8 @@ def make_victim(tmp_path_factory: pytest.TempPathFactory, busybox_tar: Path) -> 
             raise
         return victim
 
-    return make
+    with directories:
+        yield make
 
 
 @pytest.fixture

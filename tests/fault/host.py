@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,25 @@ class Victim(Daemon):
 
     def __init__(self, state: Path, run: Path) -> None:
         self.arm, self.trace = state.with_name("arm"), state.with_name("trace")
-        super().__init__(state, run, {"ALVEOLE_TEST_KILL_AT": str(self.arm), "ALVEOLE_TEST_TRACE": str(self.trace)})
+        watched = {"ALVEOLE_TEST_KILL_AT": str(self.arm), "ALVEOLE_TEST_TRACE": str(self.trace)}
+        # On a host that is busy with dying and starting daemons the time of callbacks says nothing.
+        super().__init__(state, run, {**watched, "ALVEOLE_TEST_LOOP_LIMIT_MS": "0"})
 
     def points(self) -> list[str]:
         """Passed since the trace was last cleared, without those of the store."""
         text = self.trace.read_text() if self.trace.exists() else ""
         return [point for point in text.splitlines() if not point.startswith("commit:")]
 
-    def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """The operation that the daemon accepted. Raises OSError if it died before it could answer."""
+    def answer(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """As ``api``, but a daemon that dies halfway is always an OSError."""
         try:
-            status, found = self.api(method, path, body)
+            return self.api(method, path, body)
         except (http.client.HTTPException, ValueError) as error:
             raise ConnectionError(str(error)) from error
+
+    def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """The operation that the daemon accepted. Raises OSError if it died before it could answer."""
+        status, found = self.answer(method, path, body)
         assert status in {200, 201, 202}, found
         assert isinstance(found, dict)
         return found
@@ -58,6 +66,19 @@ class Victim(Daemon):
         assert self._process.wait(timeout=SETTLE_S) == -signal.SIGKILL, self.log()
         self._process = None
         self.arm.unlink(missing_ok=True)
+
+    def start_and_kill(self, delay_s: float) -> None:
+        """Kill it this long after it was begun, ready or not."""
+        timer = threading.Timer(delay_s, lambda: send(self.pid, signal.SIGKILL))
+        timer.start()
+        with suppress(AssertionError):  # it ended before it answered, as it should
+            self.start()
+        timer.join()
+        self.await_death()
+
+    def disks(self) -> list[Path]:
+        """Of volumes: in a pool of their own, unless the state directory's filesystem will do."""
+        return [*(self.run_dir / "storage/pool").glob("*.img"), *(self.state / "volumes").glob("*.img")]
 
     @property
     def ended(self) -> bool:

@@ -62,6 +62,7 @@ class Daemon:
         self.env = {**os.environ, "ALVEOLE_TEST_LOOP_LIMIT_MS": "20", **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._sessions: list[int] = []  # of each start: what the daemon ran for itself is in it
+        self._forwarded_before = _forwards()
         self._checked = 0  # how far the log has been read for faults
 
     # --- its life ----------------------------------------------------------------------------------------------------
@@ -184,8 +185,11 @@ class Daemon:
         """What is on the host because of it, as the inventory sees it. Empty after it stopped with no instance."""
         names = (self.id, f"av{self.id[:4]}", str(self.run_dir), str(self.state))
         nothing = inventory.Inventory(**dict.fromkeys(inventory.Inventory.__dataclass_fields__, frozenset()))
-        found = inventory.difference(nothing, inventory.take())
+        host = inventory.take()
+        found = inventory.difference(nothing, host)
         lines = [line for line in found if any(name in line for name in names) and "alveole-claims" not in line]
+        if _forwards() and not self._forwarded_before and not any("alveole_" in table for table in host.tables):
+            lines.append("the host forwards packets, and did not before")
         return [*lines, *(f"process {pid}: {_argv(pid)}" for pid in self.processes())]
 
     # --- what it says ------------------------------------------------------------------------------------------------
@@ -206,7 +210,10 @@ class Daemon:
         return [sys.executable, "-m", "alveole", "--socket", str(self.socket), *args]
 
     def cli(
-        self, *args: str, input: str | None = None, timeout: float = 30  # noqa: A002
+        self,
+        *args: str,
+        input: str | None = None,  # noqa: A002  (as subprocess.run calls it)
+        timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command line. Without ``input`` its standard input is empty."""
         return subprocess.run(
@@ -229,7 +236,9 @@ class Daemon:
         assert done.stderr.strip(), f"{args} said nothing"
         return done.stderr.strip()
 
-    def api(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    def api(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
         """(status, JSON) of a request."""
         connection = _Connection(self.socket)
         try:
@@ -267,6 +276,10 @@ class Daemon:
         if names := self.names(plural):
             done = self.cli(*words, *names)
             until(lambda: not self.names(plural), what=f"an end of all {plural} ({done.stderr})")
+
+
+def _forwards() -> bool:
+    return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
 
 
 def make_daemon(directory: Path, env: Mapping[str, str] | None = None) -> Daemon:

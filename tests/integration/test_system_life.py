@@ -3,8 +3,8 @@
 import os
 import signal
 import subprocess
-import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -73,8 +73,6 @@ def test_an_end_while_the_daemon_was_away(fresh_daemon: Daemon, isolation: str, 
 
 
 def _seconds(text: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -171,7 +169,16 @@ def test_reboot(fresh_daemon: Daemon) -> None:
     daemon, port = fresh_daemon, free_port()
     daemon.ok("volume", "create", "data", "--size", "16m")
     for isolation in ("container", "sandbox"):
-        run(daemon, f"always-{isolation}", isolation, "echo b >> /d/boots; sleep 600", "--restart", "always", "-v", "data:/d")
+        run(
+            daemon,
+            f"always-{isolation}",
+            isolation,
+            "echo b >> /d/boots; sleep 600",
+            "--restart",
+            "always",
+            "-v",
+            "data:/d",
+        )
         run(daemon, f"no-{isolation}", isolation, "sleep 600")
     run(daemon, "failing", "container", "sleep 600", "--restart", "on-failure")
     run(daemon, "stopped", "container", "sleep 600", "--restart", "unless-stopped")
@@ -222,13 +229,13 @@ def test_a_removal_survives_a_kill(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     for i in range(4):
         run(daemon, f"n{i}", "container", "sleep 600")
-    remover = threading.Thread(target=daemon.cli, args=("rm", "-f", "n0", "n1", "n2", "n3"))
-    remover.start()
+    remover = subprocess.Popen(daemon.argv("rm", "-f", "n0", "n1", "n2", "n3"), stdout=subprocess.DEVNULL)
     until(lambda: len(daemon.names("instances")) < 4)
     daemon.kill9()
-    remover.join()
+    remover.kill()  # it would wait for the daemon to come back
+    remover.wait()
     daemon.start()
-    until(lambda: all(daemon.instance(name)["desired"] != "removed" for name in daemon.names("instances")))
+    until(lambda: all(i["desired"] != "removed" for i in daemon.api("GET", "/v1/instances")[1]["items"]))
 
 
 def test_the_command_line_says_that_the_daemon_is_away(fresh_daemon: Daemon) -> None:

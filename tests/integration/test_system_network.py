@@ -34,6 +34,15 @@ def fetch(address: str, port: int, timeout_s: float = 5.0) -> str:
     return answer.decode().partition("\r\n\r\n")[2].strip()
 
 
+def unreachable(address: str, port: int) -> bool:
+    """Refused, or not answered in time."""
+    try:
+        fetch(address, port, timeout_s=0.5)
+    except OSError:
+        return True
+    return False
+
+
 def host_address() -> str:
     """The host's own address on the way out."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -59,16 +68,14 @@ def test_published_port(daemon: Daemon, isolation: str) -> None:
         assert fetch(address, port) == "hello", address
     daemon.ok("rm", "-f", "web")
     for address in ("127.0.0.1", "::1", host_address()):
-        with pytest.raises(OSError):
-            fetch(address, port, timeout_s=0.5)
+        assert unreachable(address, port)
 
 
 def test_port_published_at_one_address(daemon: Daemon) -> None:
     port = free_port()
     serve(daemon, "web", "-p", f"127.0.0.1:{port}:80")
     assert fetch("127.0.0.1", port) == "hello"
-    with pytest.raises(OSError):
-        fetch(host_address(), port, timeout_s=0.5)
+    assert unreachable(host_address(), port)
 
 
 def test_published_udp_port(daemon: Daemon, isolation: str) -> None:
@@ -160,7 +167,16 @@ def test_another_daemons_instance_is_not_reached(daemon: Daemon, other_daemon: D
 
 def test_no_network(daemon: Daemon, isolation: str) -> None:
     said = daemon.ok(
-        "run", "--rm", "--network", "none", "--isolation", isolation, "busybox", "sh", "-c", "ls /sys/class/net; ip -o link 2>&1"
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--isolation",
+        isolation,
+        "busybox",
+        "sh",
+        "-c",
+        "ls /sys/class/net; ip -o link 2>&1",
     )
     assert "eth0" not in said
     assert "lo" in said

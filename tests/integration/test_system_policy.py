@@ -1,5 +1,6 @@
 """The life of an instance while its daemon runs: start, stop, restart, health, wait, operations, output formats."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -109,7 +110,7 @@ def test_restart_on_failure_ends(daemon: Daemon, isolation: str) -> None:
     lines = daemon.ok("logs", "--timestamps", "bad").splitlines()
     times = [datetime.fromisoformat(line.split()[0]) for line in lines]
     assert len(times) == 3
-    gaps = [(later - sooner).total_seconds() for sooner, later in zip(times, times[1:], strict=False)]
+    gaps = [(later - sooner).total_seconds() for sooner, later in itertools.pairwise(times)]
     assert gaps[0] >= 0.1
     assert gaps[1] >= 0.2
 
@@ -217,7 +218,7 @@ def test_cancel_a_pull(daemon: Daemon, tmp_path: Path) -> None:
             registry._process.send_signal(signal.SIGCONT)
     assert pull.returncode == 1
     assert "cancelled" in said
-    assert daemon.names("images") == ["docker.io/library/busybox:latest"] or daemon.names("images") == ["busybox"]
+    assert not [name for name in daemon.names("images") if "web" in name]
     until(lambda: not [pid for pid in daemon.processes() if b"skopeo" in Path(f"/proc/{pid}/cmdline").read_bytes()])
 
 
@@ -245,10 +246,8 @@ def test_cancel_a_run_that_waits_for_its_image(daemon: Daemon, tmp_path: Path) -
             registry._process.send_signal(signal.SIGCONT)
     assert run.returncode == 125
     assert "cancelled" in said
-    if "late" in daemon.names("instances"):
-        assert daemon.phase("late") in {"failed", "created", "exited"}
-        daemon.ok("rm", "late")
     until(lambda: _running(daemon) == [])
+    until(lambda: daemon.names("instances") == [])
 
 
 def test_formats(daemon: Daemon) -> None:

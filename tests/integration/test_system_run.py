@@ -1,7 +1,6 @@
 """Each flag of `run`, its effect seen from inside the instance, behind both walls."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +138,7 @@ def test_root_inside_is_nobody_outside(daemon: Daemon) -> None:
     """The process of a container has ids of the daemon's window on the host, and another range than its neighbour."""
     for name in ("one", "two"):
         daemon.ok("run", "-d", "--name", name, "busybox", "sleep", "60")
-    uids = [os.stat(f"/proc/{daemon.instance(name)['status']['pid']}").st_uid for name in ("one", "two")]
+    uids = [Path("/proc", str(daemon.instance(name)["status"]["pid"])).stat().st_uid for name in ("one", "two")]
     assert min(uids) >= 1 << 28
     assert uids[0] >> 16 != uids[1] >> 16
     assert daemon.ok("exec", "one", "id", "-u") == "0"
@@ -147,7 +146,9 @@ def test_root_inside_is_nobody_outside(daemon: Daemon) -> None:
 
 def test_kernel_surface_is_masked(inside: Inside) -> None:
     """What would tell or change the host is neither readable nor writable."""
-    said = inside("cat /proc/kcore 2>/dev/null | head -c 10 | wc -c; echo 1 2>&1 >/proc/sys/kernel/panic && echo new; :")
+    said = inside(
+        "cat /proc/kcore 2>/dev/null | head -c 10 | wc -c; echo 1 2>&1 >/proc/sys/kernel/panic && echo new; :"
+    )
     assert said.splitlines()[0] == "0"
     assert "new" not in said
 

@@ -29,7 +29,7 @@ class Terminal:
     def __init__(self, argv: list[str], rows: int, columns: int) -> None:
         self.fd, end = pty.openpty()
         self.resize(rows, columns)
-        self.process = subprocess.Popen(argv, stdin=end, stdout=end, stderr=end, preexec_fn=_own_terminal)
+        self.process = subprocess.Popen(["setsid", "--ctty", *argv], stdin=end, stdout=end, stderr=end)
         os.close(end)
         self.seen = ""
 
@@ -37,6 +37,8 @@ class Terminal:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def type(self, text: str) -> None:
+        """Once the client has taken the terminal over: what comes before is not for the instance."""
+        until(lambda: not termios.tcgetattr(self.fd)[3] & termios.ICANON, what="a raw terminal")
         os.write(self.fd, text.encode())
 
     def expect(self, text: str, timeout_s: float = 10.0) -> None:
@@ -57,11 +59,6 @@ class Terminal:
             while select.select([self.fd], [], [], 10)[0] and os.read(self.fd, 4096):
                 continue
         return self.process.wait(timeout=10)
-
-
-def _own_terminal() -> None:
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @contextmanager
@@ -105,7 +102,7 @@ def test_foreground_loses_no_output(daemon: Daemon, isolation: str) -> None:
 
 
 def test_run_with_a_terminal(daemon: Daemon, isolation: str) -> None:
-    """A shell with prompt and line editing: size and resize seen, Ctrl-C ends the program in it, its code is carried."""
+    """A shell with prompt and line editing: size and resize are seen, Ctrl-C ends what it runs, its code is carried."""
     with terminal(daemon, "run", "-it", "--rm", "--isolation", isolation, "busybox", "sh") as screen:
         screen.expect("# ")
         screen.type("stty size; test -t 0 && echo $TERM\n")
@@ -246,31 +243,25 @@ def test_events_resume(daemon: Daemon) -> None:
     token = daemon.api("GET", "/v1/instances")[1]["revision"]
     daemon.ok("create", "--name", "seen", "busybox", "true")
     daemon.ok("rm", "seen")
-    first = _events(daemon, token, lambda event: event["name"] == "seen" and event["action"] == "removed")
+    first = _events_until_removed(daemon, token, "seen")
     actions = [event["action"] for event in first if event["name"] == "seen"]
-    assert actions[0] == "created"
-    assert actions[-1] == "removed"
-    middle = first[2]["token"]
-    again = _events(daemon, middle, lambda event: event["name"] == "seen" and event["action"] == "removed")
-    assert again == first[3:]
+    assert (actions[0], actions[-1]) == ("created", "removed")
+    assert _events_until_removed(daemon, first[2]["token"], "seen") == first[3:]
     assert daemon.fails("events", "--from", "ffffffff:1")
 
 
-def _events(daemon: Daemon, token: str, last: object) -> list[dict[str, object]]:
-    client = subprocess.Popen(
-        daemon.argv("events", "--format", "json", "--from", token), stdout=subprocess.PIPE, text=True
-    )
+def _events_until_removed(daemon: Daemon, token: str, name: str) -> list[dict[str, str]]:
+    argv = daemon.argv("events", "--format", "json", "--from", token)
+    client = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
     found = []
-    try:
-        assert client.stdout is not None
-        with client.stdout as output:
-            for line in output:
-                found.append(json.loads(line))
-                if last(found[-1]):  # type: ignore[operator]
-                    break
-    finally:
-        client.kill()
-        client.wait()
+    with client.stdout as output:
+        for line in output:
+            found.append(json.loads(line))
+            if (found[-1]["name"], found[-1]["action"]) == (name, "removed"):
+                break
+    client.kill()
+    client.wait()
     return found
 
 

@@ -33,9 +33,10 @@ class Docker:
         self._directory = directory
 
     def argv(self) -> list[str]:
+        ends_with_us = ["setpriv", "--pdeathsig", "KILL"]
         alone = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return [
-            *(*alone, "sh", "-ec", _ALONE, "sh"),
+            *(*ends_with_us, *alone, "sh", "-ec", _ALONE, "sh"),
             *("dockerd", "--data-root", f"{self._directory}/data", "--exec-root", f"{self._directory}/exec"),
             *("--pidfile", f"{self._directory}/pid", "--host", f"unix://{self.socket}"),
             *("--cgroup-parent", self.cgroup),

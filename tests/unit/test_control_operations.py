@@ -71,6 +71,26 @@ async def test_what_ends_an_instance_cannot_be_cancelled(verb: str, tmp_path: Pa
 
 
 @virtual
+async def test_a_removed_volume_never_comes_back(tmp_path: Path) -> None:
+    """Its removal cannot be cancelled, and when it took too long it can only be asked for again."""
+    async with living(tmp_path, pause=lambda: 0.1) as world:
+        await world.finished(await volumes.create(world.context, "default", "data", 16 << 20))
+        await world.agent_down()
+        removing = await volumes.remove(world.context, "default", "data")
+        with pytest.raises(AlveoleError, match="cannot be cancelled"):
+            await cancel(world, removing)
+        with pytest.raises(AlveoleError, match="volume data is removing"):
+            await volumes.remove(world.context, "default", "data")
+        assert (await world.finished(removing)).state is OperationState.FAILED, "its time is over"
+        with pytest.raises(AlveoleError, match="volume data is being removed"):
+            await world.begin(mounts=[{"kind": "volume", "source": "data", "target": "/data"}])
+        await world.agent_up()
+        again = await volumes.remove(world.context, "default", "data")
+        assert (await world.finished(again)).state is OperationState.DONE
+        world.check()
+
+
+@virtual
 async def test_what_is_over_cannot_be_cancelled(tmp_path: Path) -> None:
     async with living(tmp_path) as world:
         operation = await world.run()

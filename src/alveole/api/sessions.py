@@ -24,7 +24,7 @@ from alveole.model.instance import Instance
 from alveole.model.operation import OperationState
 
 WAIT_S = 3600.0
-Begin = Callable[[Service, WebSocket, Instance], Awaitable[Stream]]
+Begin = Callable[[Service, object, Instance], Awaitable[Stream]]
 
 
 class AttachRequest(Record):
@@ -47,14 +47,14 @@ async def attach_session(service: Service, socket: WebSocket) -> None:
     await _serve(service, socket, _attach)
 
 
-async def _exec(service: Service, socket: WebSocket, instance: Instance) -> Stream:
-    request = validate(ExecRequest, await _first(socket))
+async def _exec(service: Service, first: object, instance: Instance) -> Stream:
+    request = validate(ExecRequest, first)
     return await service.streams.exec(instance, request)
 
 
-async def _attach(service: Service, socket: WebSocket, instance: Instance) -> Stream:
+async def _attach(service: Service, first: object, instance: Instance) -> Stream:
     """Waits for an instance that is being made; the error of its operation if that fails first."""
-    request = validate(AttachRequest, await _first(socket))
+    request = validate(AttachRequest, first)
     attaching = asyncio.ensure_future(service.streams.attach(instance))
     failing = asyncio.ensure_future(_failure(service, instance))
     try:
@@ -84,10 +84,11 @@ async def _failure(service: Service, instance: Instance) -> AlveoleError | None:
 async def _serve(service: Service, socket: WebSocket, begin: Begin) -> None:
     await socket.accept()
     try:
+        first = await _first(socket)  # before any answer: a close with words of the client unread would take long
         instance: Instance = resolve_instance(
             service.context.cache, project_of(socket), socket.path_params["ref"]
         ).record
-        stream = await begin(service, socket, instance)
+        stream = await begin(service, first, instance)
         try:
             code = await _relay(socket, stream)
         finally:

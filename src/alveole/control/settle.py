@@ -65,8 +65,9 @@ def _settle_volume(context: Context, operation: Operation, name: str, error: Alv
     entry = context.cache.get(keys.volume(operation.project, name))
     if entry is None or entry.record.operation != operation.id:
         return NOTHING
-    exists_after = (operation.verb == "volume.create") == (error is None)
-    if exists_after:
+    if operation.verb == "volume.rm" and error is not None:  # its disk may be gone: it can only be removed again
+        return (unchanged(entry),), (put(entry.key, entry.record.replace(operation="")),)
+    if operation.verb == "volume.create" and error is None:
         return (unchanged(entry),), (put(entry.key, entry.record.replace(phase="ready", operation="")),)
     return (unchanged(entry),), (Delete(key=entry.key),)
 

@@ -83,7 +83,7 @@ async def remove(context: Context, project: str, name: str, idempotency: Idempot
     def plan() -> Plan[Operation]:
         entry = find(context, keys.volume(project, name), f"volume {name}")
         volume: Volume = entry.record
-        if volume.phase != "ready":
+        if volume.operation:
             raise conflict(f"volume {name} is {volume.phase}")
         refuse_used(context, volume)
         operation = new_operation(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import anyio
 import uvicorn
 
 from alveole import __version__
@@ -156,6 +157,8 @@ async def _run_halves(options: Options, identity: Identity, store: SqliteStore, 
                 config.load()
                 server = Server(config)
                 serving = group.create_task(server.serve(sockets=[sock]), name="api")
+                async with anyio.create_task_group():
+                    pass  # it loads its asyncio half on first use, which would hold the first stream's loop for 100 ms
                 gc.collect()
                 gc.freeze()  # what was imported stays: looking through it again would hold the loop for 20 ms and more
                 guard_loop()
@@ -178,7 +181,7 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
     empty = options.run / "empty"
     empty.mkdir(exist_ok=True, mode=0o555)
     runtimes: dict[str, Runtime] = {
-        Isolation.CONTAINER: OciRuntime(Crun(), cgroups),
+        Isolation.CONTAINER: OciRuntime(Crun(options.run), cgroups),
         Isolation.SANDBOX: OciRuntime(Runsc(empty), cgroups),
     }
     lacking = {isolation: await runtime.probe() for isolation, runtime in runtimes.items()}
