@@ -18,7 +18,7 @@ from alveole.runtime.base import Capability, Cell, Handle, Ids
 from alveole.runtime.fake import FakeHost, FakeRuntime
 
 T = TypeVar("T")
-WALL = frozenset({Capability.EXEC, Capability.ATTACH, Capability.USER_NAMESPACE})
+WALL = frozenset({Capability.EXEC, Capability.ATTACH, Capability.USER_NAMESPACE, Capability.HOST_NETWORK})
 ID_RANGE = 65536
 
 

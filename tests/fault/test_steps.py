@@ -4,7 +4,6 @@ Each time the next daemon brings the operation to its end or undoes it, nothing 
 ran before goes on untouched.
 """
 
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fault.conftest import MakeVictim, finish
-from tests.fault.host import SETTLE_S, Service, Victim, fill, same_census
+from tests.fault.host import SETTLE_S, Service, Victim, fill, same_census, send
 from tests.integration.daemon import until
 from tests.registry import running_registry
 
@@ -73,6 +72,15 @@ class World:
 
 
 Ask = Callable[[World], Any]
+
+
+ORDINARY = frozenset(
+    [
+        *("run", "run a sandbox", "run without its program", "stop", "rm -f", "end and begin again"),
+        *("volume create", "volume rm", "image import", "image pull", "image build", "image rm"),
+    ]
+)
+ORDINARY_COMMITS = frozenset(["run", "rm -f", "volume create", "volume rm", "image import", "network rm"])
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ def build_body() -> dict[str, Any]:
 
 
 def end_process(world: World) -> None:
-    os.kill(world.target.pid, signal.SIGKILL)
+    send(world.target.pid or 0, signal.SIGKILL)
 
 
 _STOP = (*steps("stop", "signal", "kill"), *steps("stop", *_UNMAKE))
@@ -343,7 +351,17 @@ def test_points_are_known(world: World, action: Action) -> None:
     cleared(world)
 
 
-POINTS = [pytest.param(action, point, id=f"{action.name}-{point}") for action in ACTIONS for point in action.points]
+def marks(action: Action, point: str) -> list[pytest.MarkDecorator]:
+    """Ordinary runs kill once between two steps, and leave out actions whose steps others have too."""
+    first = point == action.points[0]
+    return [] if action.name in ORDINARY and (first or point.endswith(":after")) else [pytest.mark.slow]
+
+
+POINTS = [
+    pytest.param(action, point, id=f"{action.name}-{point}", marks=marks(action, point))
+    for action in ACTIONS
+    for point in action.points
+]
 
 
 @pytest.mark.parametrize(("action", "point"), POINTS)
@@ -357,8 +375,19 @@ def test_killed_at_a_step(world: World, action: Action, point: str) -> None:
     cleared(world)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.name)
+COMMITS = [
+    pytest.param(
+        action,
+        when,
+        id=f"{action.name}-{when}",
+        marks=[] if action.name in ORDINARY_COMMITS and when == "after" else [pytest.mark.slow],
+    )
+    for action in ACTIONS
+    for when in ("before", "after")
+]
+
+
+@pytest.mark.parametrize(("action", "when"), COMMITS)
 def test_killed_at_a_commit(world: World, action: Action, when: str) -> None:
     """At each one that the action takes, until it is through without meeting its end."""
     for number in range(1, _COMMITS_AT_MOST):

@@ -216,6 +216,8 @@ def test_full_disk(small_disk: Path, busybox_image: Path) -> None:
                 assert "is full" in said or "no space" in said
             assert daemon.phase("before") == "running"
             assert daemon.ok("exec", "before", "echo", "alive") == "alive"
+            daemon.ok("rm", "--force", "before")
+            assert "before" not in daemon.names("instances")
         daemon.ok("image", "import", "other", str(busybox_image))
         daemon.ok("volume", "create", "data", "--size", "16m")
         daemon.ok("run", "--rm", "-v", "data:/d", "other", "touch", "/d/f")

@@ -182,11 +182,26 @@ def test_no_network(daemon: Daemon, isolation: str) -> None:
     assert "lo" in said
 
 
-def test_host_network(daemon: Daemon, isolation: str) -> None:
+def test_host_network(daemon: Daemon) -> None:
     """--network host shares the host's addresses and services."""
     with host_service("127.0.0.1") as port:
-        flags = ("run", "--rm", "--network", "host", "--isolation", isolation)
-        assert daemon.ok(*flags, "busybox", "timeout", "5", "wget", "-qO-", f"http://127.0.0.1:{port}/") == "host"
+        command = ("timeout", "5", "wget", "-qO-", f"http://127.0.0.1:{port}/")
+        assert daemon.ok("run", "--rm", "--network", "host", "busybox", *command) == "host"
+
+
+def test_a_sandbox_refuses_the_host_network_by_name(daemon: Daemon) -> None:
+    """Its network stack is its own: it cannot be the host's."""
+    said = daemon.fails("run", "--rm", "--network", "host", "--isolation", "sandbox", "busybox", "true")
+    assert "sandbox cannot share the host's network" in said
+
+
+def test_an_address_that_nobody_has_leads_nowhere(daemon: Daemon) -> None:
+    """It must not leave by the host's default route to whoever answers there."""
+    daemon.ok("run", "--detach", "--name", "asker", "busybox", "sleep", "1000")
+    own = str(daemon.instance("asker")["address"]).rsplit(".", 2)[0]
+    said = daemon.cli("exec", "asker", "ping", "-c", "1", "-W", "2", f"{own}.77.77")
+    assert said.returncode == 1
+    assert "0 packets received" in said.stdout + said.stderr or "unreachable" in said.stdout + said.stderr
 
 
 def test_an_instance_reaches_its_own_published_port(daemon: Daemon, isolation: str) -> None:

@@ -96,9 +96,11 @@ async def test_a_wrong_first_message_is_told(first: Any, message: str, tmp_path:
 async def test_sessions_of_what_does_not_exist_or_run(path: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, client):
         async with client.session(path) as session:
+            session.send({"command": ["echo"]} if path == EXEC else {})
             (told,) = await session.rest()
             assert told["error"]["code"] == "not_found"
         async with client.session(path, project="A/b") as session:
+            session.send({})
             (told,) = await session.rest()
             assert told["error"]["code"] == "invalid"
 

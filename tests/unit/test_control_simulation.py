@@ -164,7 +164,7 @@ def check_instance(instance: Instance, *, runs: bool) -> None:
     if instance.desired is Desired.STOPPED:
         assert status.phase in {Phase.EXITED, Phase.CREATED, Phase.FAILED}, instance
     elif policy == "always":
-        assert status.phase in {Phase.RUNNING, Phase.BACKOFF, Phase.FAILED}, instance
+        assert status.phase in {Phase.CREATING, Phase.RUNNING, Phase.BACKOFF, Phase.FAILED}, instance
     elif instance.spec.command in ENDLESS:
         assert runs or status.error, instance
 

@@ -12,7 +12,7 @@ from alveole.agent.steps import StepLog
 from alveole.host import mount
 from alveole.host.process import run
 from alveole.model.agent import InstanceAssignment
-from alveole.model.error import AlveoleError, ErrorCode
+from alveole.model.error import AlveoleError, ErrorCode, unsupported
 from alveole.model.health import HealthCheck
 from alveole.model.instance import Instance
 from alveole.network.base import Attachment
@@ -30,7 +30,13 @@ async def make(
     Yields the record after each effect that must be remembered, before the next one begins.
     """
     instance = assignment.instance
-    shifted = Capability.USER_NAMESPACE in engine.runtimes[instance.spec.isolation].capabilities
+    capabilities = engine.runtimes[instance.spec.isolation].capabilities
+    if instance.spec.network == "host" and Capability.HOST_NETWORK not in capabilities:
+        raise unsupported(
+            f"a {instance.spec.isolation} cannot share the host's network",
+            hint="publish its ports (-p), or choose another isolation",
+        )
+    shifted = Capability.USER_NAMESPACE in capabilities
     engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
     engine.paths.volatile(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
     record = record.replace(volumes=tuple(volume.id for volume in assignment.volumes))

@@ -33,7 +33,12 @@ class Agent:
         return self._keepers
 
     def holds_instances(self) -> bool:
-        """Whether anything is made on this node now that must go on without the daemon."""
+        """Whether anything is made on this node now that must go on without the daemon.
+
+        A daemon that ends before it knows, knows only what is on disk: that may all be running.
+        """
+        if not self.synced.is_set():
+            return bool(load_all(self._engine.paths))
         return any(keeper.local.attachment is not None for keeper in self._keepers.values())
 
     async def run(self) -> None:

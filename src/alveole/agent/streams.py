@@ -21,6 +21,7 @@ from alveole.runtime.logfile import read_log
 from alveole.runtime.passwd import resolve_user
 
 KEEPER_POLL_S = 0.005
+START_WAIT_S = 30.0  # longer than an engine may take to start
 
 
 class LocalStreams:
@@ -31,7 +32,7 @@ class LocalStreams:
         self._agent = agent
 
     async def exec(self, instance: Instance, request: ExecRequest) -> Stream:
-        handle, runtime = self._running(instance), self._runtime(instance, Capability.EXEC)
+        handle, runtime = await self._running(instance), self._runtime(instance, Capability.EXEC)
         return await runtime.exec(handle, request, self._exec_process(instance, request))
 
     def _exec_process(self, instance: Instance, request: ExecRequest) -> Process:
@@ -78,7 +79,7 @@ class LocalStreams:
         return read_log(self._engine.paths.log(instance.id), follow=follow, tail=tail, since=since, finished=finished)
 
     async def stats(self, instance: Instance) -> InstanceStats:
-        self._running(instance)
+        await self._running(instance)
         cgroup = cgroup_of(self._engine, instance.id)
         cgroups = self._engine.cgroups
         usage = cgroups.usage(cgroup)
@@ -107,10 +108,16 @@ class LocalStreams:
         return received, sent
 
     async def signal(self, instance: Instance, signal: int) -> None:
-        await self._engine.runtimes[instance.spec.isolation].signal(self._running(instance), signal)
+        await self._engine.runtimes[instance.spec.isolation].signal(await self._running(instance), signal)
 
-    def _running(self, instance: Instance) -> Handle:
+    async def _running(self, instance: Instance) -> Handle:
+        """Its handle. What writes its first line may not be known to run yet: that takes some milliseconds more."""
         keeper = self._agent.keepers.get(instance.id)
+        deadline_s = self._engine.clock.monotonic() + START_WAIT_S
+        while keeper is not None and keeper.handle is not None and keeper.local.starting:
+            if self._engine.clock.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(KEEPER_POLL_S)
         if keeper is None or keeper.handle is None or not keeper.is_running:
             raise conflict(
                 f"instance {instance.name} is not running ({instance.status.phase})",

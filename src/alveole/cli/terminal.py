@@ -47,7 +47,7 @@ def raw(active: bool) -> Iterator[None]:
 
     before = termios.tcgetattr(_STDIN)
     try:
-        tty.setraw(_STDIN)
+        tty.setraw(_STDIN, termios.TCSADRAIN)  # what was typed ahead is the instance's
         yield
     finally:
         with suppress(termios.error):  # the terminal itself has gone

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from alveole.control import keys
 from alveole.control.cache import Cache, Entry
+from alveole.control.space import Plenty, Space
 from alveole.model.base import Record
 from alveole.model.clock import Clock, Ids
 from alveole.model.error import AlveoleError, ErrorCode, conflict, not_found
@@ -31,6 +32,8 @@ class Context:
     clock: Clock
     ids: Ids
     pool: IPv4Network  # addresses of all networks come from here
+    space: Space = field(default_factory=Plenty)
+    latest_addresses: dict[str, str] = field(default_factory=dict)  # network id -> the one given last
     retries: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

@@ -32,6 +32,8 @@ def find_image(context: Context, project: str, name: str) -> Entry | None:
 async def pull(
     context: Context, project: str, reference: str, *, tls_verify: bool, idempotency: Idempotency | None = None
 ) -> Operation:
+    context.space.require()
+
     def plan() -> Plan[Operation]:
         params = {"reference": normalise(reference), "tls_verify": tls_verify}
         return _plan_fetch(context, project, reference, "image.pull", params=params, deadline_s=PULL_DEADLINE_S)
@@ -50,6 +52,8 @@ async def load(
 ) -> Operation:
     """Import from a file or directory of the host."""
 
+    context.space.require()
+
     def plan() -> Plan[Operation]:
         params = {"path": path, "format": image_format}
         return _plan_fetch(context, project, name, "image.import", params=params, deadline_s=PULL_DEADLINE_S)
@@ -67,6 +71,8 @@ async def build(
     use_cache: bool,
     idempotency: Idempotency | None = None,
 ) -> Operation:
+    context.space.require()
+
     def plan() -> Plan[Operation]:
         params: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json", exclude_none=True),

@@ -33,6 +33,7 @@ async def create(
 ) -> Operation:
     """Write a new instance, with its address and what it needs that does not exist yet: image, volumes, network."""
     check_spec(spec)
+    context.space.require()
     return await commit_operation(
         context, project, idempotency, lambda: _plan_create(context, project, name, spec, start=start)
     )

@@ -4,6 +4,7 @@ from functools import partial
 from ipaddress import IPv4Network
 
 from alveole.control import keys
+from alveole.control.cache import Cache
 from alveole.control.commit import (
     Context,
     Idempotency,
@@ -84,11 +85,20 @@ def _plan_new(context: Context, project: str, name: str, wanted: str | None, *, 
 
 def free_address(context: Context, network: Network) -> str:
     """A free address, not one that was given back a moment ago."""
-    used = context.cache.names(keys.ADDRESSES)
-    instances = context.cache.table(keys.collection(network.project, "instances"))
-    mine = [i.record for i in instances if i.record.spec.network == network.name and i.record.address]
-    latest = max(mine, key=lambda i: (i.created_at, i.id)).address if mine else ""
-    return choose_address(IPv4Network(network.subnet), used, latest)
+    latest = context.latest_addresses.get(network.id, "")
+    address = choose_address(IPv4Network(network.subnet), _TakenAddresses(context.cache), latest)
+    context.latest_addresses[network.id] = address
+    return address
+
+
+class _TakenAddresses:
+    """Looked up one by one: a network may hold thousands."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def __contains__(self, address: object) -> bool:
+        return self._cache.get(keys.address(str(address))) is not None
 
 
 async def remove(context: Context, project: str, name: str, idempotency: Idempotency | None = None) -> Operation:

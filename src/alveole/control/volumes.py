@@ -24,6 +24,8 @@ TASK_DEADLINE_S = 300.0
 async def create(
     context: Context, project: str, name: str, size_bytes: int, idempotency: Idempotency | None = None
 ) -> Operation:
+    context.space.require()
+
     def plan() -> Plan[Operation]:
         if context.cache.get(keys.volume(project, name)) is not None:
             raise AlveoleError(ErrorCode.EXISTS, f"a volume named {name} exists", field="name")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -32,10 +33,12 @@ from alveole.control.reconcile import Reconciler
 from alveole.entry.listen import listen
 from alveole.entry.testing import fault_hook, guard_loop, watch_commits
 from alveole.host import mount
+from alveole.host.blocking import in_thread
 from alveole.host.cgroup import Cgroups
 from alveole.host.identity import Identity, load_identity
+from alveole.host.reserve import Reserve
 from alveole.image.node import NodeImages
-from alveole.model.error import AlveoleError, ErrorCode
+from alveole.model.error import AlveoleError, ErrorCode, internal
 from alveole.model.instance import Isolation
 from alveole.model.node import Node
 from alveole.network.routed import RoutedNetwork
@@ -47,6 +50,7 @@ from alveole.store.sqlite import SqliteStore
 from alveole.volume.disk import DiskVolumes
 
 log = logging.getLogger("alveole")
+RESERVE_EVERY_S = 5.0
 
 
 class SystemClock:
@@ -110,12 +114,27 @@ async def _serve(options: Options) -> None:
     if os.geteuid() != 0:
         raise AlveoleError(ErrorCode.DENIED, "the daemon needs root", hint="sudo alveole serve")
     identity = load_identity(options.state, options.run)
-    store = await SqliteStore.open(options.state / "store.db")
+    store_path = options.state / "store.db"
+    _refuse_lost_store(store_path)
+    reserve = Reserve(options.state / "reserve")
+    reserve.ensure()
+    store = await SqliteStore.open(store_path, give_way=reserve.release)
     try:
         async with _host(identity) as cgroups:
-            await _run_halves(options, identity, store, cgroups)
+            await _run_halves(options, identity, store, cgroups, reserve)
     finally:
         await store.close()
+
+
+def _refuse_lost_store(path: Path) -> None:
+    """With an empty store, all that runs and every volume of this state directory would be leftovers to remove."""
+    kept = (path.parent / "instances", path.parent / "volumes")
+    lost = not path.exists() or path.stat().st_size == 0
+    if lost and any(directory.is_dir() and any(directory.iterdir()) for directory in kept):
+        raise internal(
+            f"store {path} is gone, but {path.parent} holds instances or volumes",
+            hint="put back a backup of it, or begin with an empty state directory",
+        )
 
 
 @asynccontextmanager
@@ -127,16 +146,18 @@ async def _host(identity: Identity) -> AsyncIterator[Cgroups]:
     try:
         yield cgroups
     finally:
-        cgroups.release(identity.cgroup)
+        await in_thread(partial(cgroups.release, identity.cgroup))
         if not any((identity.run / "i").glob("*")):
             await mount.unmount(identity.run)
 
 
-async def _run_halves(options: Options, identity: Identity, store: SqliteStore, cgroups: Cgroups) -> None:
+async def _run_halves(
+    options: Options, identity: Identity, store: SqliteStore, cgroups: Cgroups, reserve: Reserve
+) -> None:
     fault = fault_hook()
     watch_commits(store, fault)
     cache = Cache(store)
-    context = Context(store=store, cache=cache, clock=SystemClock(), ids=SystemIds(), pool=identity.pool)
+    context = Context(store=store, cache=cache, clock=SystemClock(), ids=SystemIds(), pool=identity.pool, space=reserve)
     engine = await _engine(options, identity, cgroups, context, fault)
     agent = Agent(engine)
     service = Service(context=context, streams=LocalStreams(engine, agent), node=options.node, version=__version__)
@@ -151,6 +172,7 @@ async def _run_halves(options: Options, identity: Identity, store: SqliteStore, 
             await ready.wait()
             tasks.append(group.create_task(agent.run(), name="agent"))
             tasks.append(group.create_task(Reconciler(context).run(), name="reconcile"))
+            tasks.append(group.create_task(_keep(reserve), name="reserve"))
             await agent.synced.wait()
             with listen(options.socket, options.group) as sock:
                 config = _server_config(service)
@@ -214,6 +236,13 @@ def _node(name: str, lacking: dict[str, str], context: Context) -> Node:
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         registered_at=context.clock.now(),
     )
+
+
+async def _keep(reserve: Reserve) -> None:
+    """Take the reserve again as soon as there is room for it."""
+    while True:
+        await in_thread(reserve.ensure)
+        await asyncio.sleep(RESERVE_EVERY_S)
 
 
 def _server_config(service: Service) -> uvicorn.Config:

@@ -24,13 +24,13 @@ _NETFILTER = struct.Struct(">BBH")  # family, version, resource
 _F_REQUEST, _F_ACK, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x100, 0x200, 0x400
 _F_ACK_TLVS, _F_CAPPED = 0x200, 0x100
 _ERROR = 2
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 18, 20, 24, 28
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH = 16, 17, 18, 20, 24, 25, 28
 _CONNTRACK_DELETE = 0x0102  # subsystem 1 (connection tracking), message 2
 _NESTED = 0x8000
 
 _UP, _NOARP = 0x1, 0x80
 _SCOPE_LINK, _SCOPE_GLOBAL = 253, 0
-_MAIN_TABLE, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_MAIN_TABLE, _PROTOCOL_STATIC, _UNICAST, _UNREACHABLE = 254, 4, 1, 7
 _ONLINK = 4
 _PERMANENT = 0x80
 
@@ -200,6 +200,21 @@ def new_default_route(index: int, gateway: str) -> Message:
     payload = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, _SCOPE_GLOBAL, _UNICAST, _ONLINK)
     payload += _attribute(5, socket.inet_aton(gateway)) + _attribute(4, struct.pack("=i", index))
     return Message(_NEWROUTE, _F_CREATE | _F_REPLACE, payload, f"add default route via {gateway}")
+
+
+def new_dead_end(network: str) -> Message:
+    """What has no route of its own in ``network`` is unreachable, and does not leave by the default route."""
+    return Message(_NEWROUTE, _F_CREATE | _F_REPLACE, _dead_end(network), f"add unreachable route to {network}")
+
+
+def delete_dead_end(network: str) -> Message:
+    return Message(_DELROUTE, 0, _dead_end(network), f"remove unreachable route to {network}")
+
+
+def _dead_end(network: str) -> bytes:
+    address, _, length = network.partition("/")
+    head = (socket.AF_INET, int(length), 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, _SCOPE_GLOBAL, _UNREACHABLE, 0)
+    return _ROUTE.pack(*head) + _attribute(1, socket.inet_aton(address))
 
 
 def new_neighbour(index: int, address: str, mac: str) -> Message:

@@ -18,11 +18,13 @@ from alveole.host.identity import Identity
 from alveole.host.netlink import (
     NETFILTER,
     Netlink,
+    delete_dead_end,
     delete_link,
     forget_connections,
     link_up,
     new_address,
     new_bridge,
+    new_dead_end,
     new_default_route,
     new_host_route,
     new_neighbour,
@@ -282,10 +284,12 @@ class RoutedNetwork:
             host.send([new_bridge(name)], ignore=[errno.EEXIST])
             sysctl.write_if_present(f"net/ipv6/conf/{name}/disable_ipv6", "1")
             host.send([link_up(name), new_address(_index(host, name), self._identity.gateway)])
+            host.send([new_dead_end(str(self._identity.pool))])
 
     def _remove_gateway(self) -> None:
         with Netlink() as host:
             host.send([delete_link(self.gateway_device)], ignore=[errno.ENODEV])
+            host.send([delete_dead_end(str(self._identity.pool))], ignore=[errno.ESRCH])
 
 
 def _without_slot(attachment: Attachment) -> Attachment:

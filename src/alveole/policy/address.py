@@ -1,6 +1,6 @@
 """Which subnet a network and which address an instance gets. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from ipaddress import IPv4Address, IPv4Network
 
 from alveole.model.error import exhausted, invalid
@@ -39,7 +39,7 @@ def check_subnet(pool: IPv4Network, used: Collection[str], wanted: str) -> IPv4N
     return subnet
 
 
-def choose_address(subnet: IPv4Network, used: Collection[str], after: str = "") -> str:
+def choose_address(subnet: IPv4Network, used: Container[str], after: str = "") -> str:
     """A free host address of the subnet: the next one above ``after``, so that addresses are not reused at once.
 
     Raises EXHAUSTED.

@@ -25,6 +25,8 @@ T = TypeVar("T")
 _START_TIMEOUT_S = 30.0
 _KILL_TIMEOUT_S = 10.0
 _WORDS_BYTES = 16 << 10
+# A session leader without a controlling terminal that opens one gets it.
+_TAKE_TERMINAL = 'terminal=$1; shift; exec "$@" <>"$terminal"'
 _POLL_FIRST_S, _POLL_LAST_S = 0.001, 0.02
 
 
@@ -93,7 +95,7 @@ class Session:
         try:
             terminal.resize(request.rows, request.columns)
             try:
-                engine = await self._spawn((), slave, slave, slave)
+                engine = await self._spawn((), slave, slave, slave, terminal=os.ttyname(slave))
             finally:
                 os.close(slave)
             await self._or_end(engine, self._started(engine, terminal))
@@ -103,14 +105,16 @@ class Session:
         return engine, terminal
 
     async def _spawn(
-        self, options: tuple[str, ...], stdin: int, stdout: int, stderr: int
+        self, options: tuple[str, ...], stdin: int, stdout: int, stderr: int, *, terminal: str = ""
     ) -> asyncio.subprocess.Process:
+        """``terminal``: what becomes its controlling terminal, so that keys such as Ctrl-C act as signals."""
         argv = (
+            *(("sh", "-c", _TAKE_TERMINAL, "sh", terminal) if terminal else ()),
             *(*self.engine, "exec", "--process", str(self._specification), self.pid_option, str(self._pid_file)),
             *(*options, self.place.id),
         )
         return await asyncio.create_subprocess_exec(
-            *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment(), process_group=0
+            *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment(), start_new_session=True
         )
 
     async def _started(self, engine: asyncio.subprocess.Process, words: Terminal | None = None) -> None:

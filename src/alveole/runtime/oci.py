@@ -7,11 +7,12 @@ import shutil
 import signal as signals
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from alveole.host import pidfd
+from alveole.host.blocking import in_thread
 from alveole.host.cgroup import Cgroups
 from alveole.host.process import Result, run
 from alveole.model.agent import ExecRequest, Stream
@@ -158,8 +159,8 @@ class OciRuntime:
         await self._cgroups.remove(cgroup)
         for file in (place.handle_file, place.exit_file, place.oom_file):
             file.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(place.bundle)
+        if place.bundle.exists():
+            await in_thread(partial(shutil.rmtree, place.bundle))
 
     async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
         place = Place(cell_id, directory, run_directory)

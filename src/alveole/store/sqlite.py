@@ -33,14 +33,18 @@ class SqliteStore(LocalStore):
         self._committing: asyncio.Future[Commit] | None = None
 
     @classmethod
-    async def open(cls, path: Path, clock: Callable[[], float] = time.monotonic) -> Self:
+    async def open(
+        cls, path: Path, clock: Callable[[], float] = time.monotonic, give_way: Callable[[], bool] = lambda: False
+    ) -> Self:
         """Make or open the store at ``path``; its directory must exist.
+
+        ``give_way`` is called, in a thread, when the disk is full: True if it freed some.
 
         Raises CONFLICT if it is open elsewhere, UNSUPPORTED if a newer Alveole made it, INTERNAL if it is damaged,
         UNAVAILABLE or EXHAUSTED if it cannot be read or written.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
-        opening = thread.submit(SqliteFile, path)
+        opening = thread.submit(SqliteFile, path, give_way)
         try:
             file = await asyncio.wrap_future(opening)
         except BaseException:

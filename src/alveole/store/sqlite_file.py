@@ -51,8 +51,10 @@ class Commit:
 class SqliteFile:
     """Not thread-safe, and blocking. Nothing of the contents is held in memory, so a rollback leaves no trace there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, give_way: Callable[[], bool] = lambda: False) -> None:
+        """``give_way`` is called when the disk is full: True if it freed some, and a commit is worth another try."""
         self._path = path
+        self._give_way = give_way
         with ExitStack() as undo:
             self._lock = lock(path)
             undo.callback(os.close, self._lock)
@@ -78,6 +80,8 @@ class SqliteFile:
                 revisions = tuple(self._revisions("", before + 1, self._revision()))
                 self._compact_if_due()
         except Exception as error:  # also a fault in one write: its caller hears of it, the others go on
+            if isinstance(error, apsw.FullError) and self._give_way():
+                return self.commit(writes)
             if len(writes) > 1:
                 return _joined([self.commit([write]) for write in writes])
             reason = told(error, self._path) if isinstance(error, apsw.Error) else error

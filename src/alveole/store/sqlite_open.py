@@ -103,7 +103,7 @@ def told(error: apsw.Error, path: Path) -> AlveoleError:
 
 def _damaged(path: Path, finding: str) -> AlveoleError:
     message = f"store {path} is damaged or no store of Alveole: {finding}"
-    return internal(message, hint="put back a backup of it, or move it away to begin with an empty store")
+    return internal(message, hint="put back a backup of it, or begin with an empty state directory")
 
 
 def _told_by_system(error: OSError, path: Path) -> AlveoleError:

@@ -1,0 +1,187 @@
+"""The disk of the state directory is full: one clear error, nothing half made, and all is well when there is space."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tests.fault.conftest import MakeVictim, finish
+from tests.fault.host import SETTLE_S, Service, Victim, fill, send
+from tests.integration.daemon import until
+
+pytestmark = pytest.mark.root
+DISK_BYTES = 256 << 20
+_TRIES = 3000  # commits find room in what the store's log has already taken
+
+
+class Disk:
+    """A small file system of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.place = directory / "disk"
+        self._image, self._ballast = directory / "disk.img", self.place / "ballast"
+        self.place.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(DISK_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self._image], check=True)
+        subprocess.run(["mount", "-o", "loop", self._image, self.place], check=True)
+        self.place.chmod(0o711)
+
+    def fill(self, leave_bytes: int = 0) -> None:
+        """To the last block, but for ``leave_bytes``."""
+        with self._ballast.open("wb", buffering=0) as file, suppress(OSError):
+            for size in (1 << 20, 4096):
+                with suppress(OSError):
+                    while file.write(bytes(size)) == size:
+                        continue
+            file.flush()
+            os.fsync(file.fileno())
+        if leave_bytes:
+            os.truncate(self._ballast, self._ballast.stat().st_size - leave_bytes)
+
+    def free(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.place], check=True)
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    with TemporaryDirectory(prefix="alv-f-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        made = Disk(directory)
+        yield made
+        until(lambda: _unmounted(made), SETTLE_S, "an unmounted disk")
+
+
+def _unmounted(disk: Disk) -> bool:
+    with suppress(subprocess.CalledProcessError):
+        disk.unmount()
+        return True
+    return False
+
+
+@pytest.fixture
+def victim(make_victim: MakeVictim, disk: Disk) -> Iterator[Victim]:
+    """Its state directory is on the small disk. In the end there is space again, and it must have lived through it."""
+    made = make_victim(disk.place / "state")
+    try:
+        yield made
+        disk.free()
+        assert not made.ended, made.log()
+        made.settle()
+        finish(made)
+    finally:
+        made.destroy()
+        for name in ("arm", "trace", "state.log"):
+            (disk.place / name).unlink(missing_ok=True)
+
+
+def refused(victim: Victim, method: str, path: str, body: Any) -> dict[str, Any]:
+    """The error of a request or of its operation, which says that space is lacking."""
+    status, found = victim.api(method, path, body)
+    error: dict[str, Any] = found["error"] if status >= 400 else victim.outcome(found)["error"]
+    assert error["code"] == "exhausted", error
+    assert error["hint"], error
+    return error
+
+
+def test_image_import(victim: Victim, disk: Disk, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(16 << 20))
+    tar = tmp_path / "big.tar"
+    subprocess.run(["tar", "-C", tmp_path, "-cf", tar, "big"], check=True)
+    body = {"name": "big", "path": str(tar), "format": "rootfs"}
+    disk.fill(leave_bytes=20 << 20)  # it holds the copy, not what is unpacked from it
+    refused(victim, "POST", "/v1/images/import", body)
+    assert not any("big" in name for name in victim.names("images"))
+    assert not any((victim.state / "images/tmp").iterdir())
+    disk.free()
+    victim.done("POST", "/v1/images/import", body)
+
+
+def test_run(victim: Victim, disk: Disk) -> None:
+    """A few blocks are left: the store can say what the instance wanted, but the instance finds no room."""
+    disk.fill()
+    error: dict[str, Any] = {}
+    for number in range(_TRIES):
+        status, found = victim.api(
+            "POST", "/v1/instances", {"name": f"n{number}", "spec": {"image": "busybox", "command": ["true"]}}
+        )
+        error = found["error"] if status >= 400 else victim.outcome(found).get("error") or {}
+        if error:
+            break
+    assert error.get("code") == "exhausted", error
+    disk.free()
+    victim.settle()
+    assert victim.ok("run", "--rm", "busybox", "cat", "/etc/hostname")
+
+
+def test_commit(victim: Victim, disk: Disk) -> None:
+    """What is asked for is refused, what runs goes on, and what ends meanwhile is known when there is space."""
+    fill(victim, "data")
+    service = Service(victim, "web")
+    service.run()
+    service.check()
+    victim.ok("run", "-d", "--name", "ends", "busybox", "sleep", "600")
+    pid = victim.instance("ends")["status"]["pid"]
+    disk.fill()
+    errors = []
+    for number in range(_TRIES):
+        status, found = victim.api("POST", "/v1/networks", {"name": f"n{number}"})
+        if status >= 400:
+            errors.append(found["error"]["code"])
+            break
+    assert errors == ["exhausted"]
+    send(pid, 9)
+    service.await_answer("127.0.0.1", service.port)
+    assert victim.api("GET", "/v1/version")[0] == 200
+    assert victim.names("instances")
+    disk.free()
+    until(lambda: victim.phase("ends") == "exited", SETTLE_S, "the end that was not written at first")
+    assert victim.instance("ends")["status"].get("exit_code") in {137, None}  # its monitor found no room to write it
+    service.check()
+
+
+def test_killed_on_a_full_disk(victim: Victim, disk: Disk) -> None:
+    """What runs serves on; once there is space a daemon finds it again."""
+    fill(victim, "data")
+    service = Service(victim, "web")
+    service.run()
+    service.check()
+    pid = service.pid
+    disk.fill()
+    victim.kill9()
+    service.await_answer("127.0.0.1", service.port)
+    began = len(victim.log())
+    with suppress(AssertionError):  # it may still find room in the store's log
+        victim.start()
+    disk.free()
+    if victim.ended:
+        said = victim.log()[began:].strip().splitlines()
+        assert "is full" in said[-1], said
+        assert not any("Traceback" in line for line in said)
+        victim.start()
+    service.check()
+    assert service.pid == pid
+
+
+def test_volume_write(victim: Victim, disk: Disk) -> None:
+    """The disk under a volume is full: the writer fails, nobody else; the volume is whole when there is space."""
+    fill(victim, "data")
+    victim.done("POST", "/v1/volumes", {"name": "wide", "size_bytes": 64 << 20})
+    victim.ok("run", "-d", "--name", "writer", "-v", "wide:/w", "busybox", "sleep", "600")
+    disk.fill(leave_bytes=8 << 20)
+    done = victim.cli("exec", "writer", "sh", "-c", "dd if=/dev/zero of=/w/f bs=1M count=48 && sync")
+    assert victim.api("GET", "/v1/version")[0] == 200
+    disk.free()
+    assert done.returncode != 0 or victim.ok("exec", "writer", "ls", "/w")
+    victim.done("POST", "/v1/instances/writer/stop", {"grace_s": 0})  # its volume is checked when mounted again
+    victim.done("POST", "/v1/instances/writer/start", {})
+    victim.ok("exec", "writer", "sh", "-c", "dd if=/dev/zero of=/w/g bs=1M count=4 && sync")
