@@ -1,6 +1,5 @@
 """The reserve: space held on the disk of the store, given up when it is full."""
 
-import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -27,13 +26,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def _fill(disk: Path) -> Path:
     path = disk / "ballast"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        while os.write(descriptor, bytes(4096)) == 4096:
-            continue
-    except OSError as error:
-        assert error.errno == errno.ENOSPC
-    finally:
-        os.close(descriptor)
+    with pytest.raises(OSError, match="No space left"):
+        while True:
+            os.write(descriptor, bytes(4096))
+    os.close(descriptor)
     return path
 
 
