@@ -1,6 +1,6 @@
 """`python -m alveole` is `alveole`."""
 
-from alveole.cli.start import main
+from alveole.cli.script import main
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def _fill(disk: Path) -> Path:
     path = disk / "ballast"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    with pytest.raises(OSError, match="No space left"):
+    with suppress(OSError):
         while True:
             os.write(descriptor, bytes(4096))
     os.close(descriptor)
