@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -211,6 +212,17 @@ class Service:
         assert self.isolation == "container" or names["runsc-gofer"] == 1, found
         for address, port in ((record["address"], 80), ("127.0.0.1", self.port)):
             self.await_answer(address, port)
+
+    def await_check(self) -> None:
+        """``check`` comes true; what is lacking in the end is told."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            try:
+                return self.check()
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def await_answer(self, address: str, port: int) -> None:
         until(lambda: get(address, port) == KEPT, what=f"the answer of {self.name} at {address}:{port}")

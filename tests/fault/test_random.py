@@ -140,7 +140,7 @@ class Trial:
             service.check()
             assert service.pid == pid
         for service in self.work.services.values():
-            service.check()
+            service.await_check()
         names = {f"{kind}/{name}" for kind in ("instances", "volumes") for name in victim.names(kind)}
         for promised, there in self.work.promised.items():
             assert (promised in names) == there, f"{promised} was to be {'there' if there else 'gone'}, not so: {names}"

@@ -253,8 +253,13 @@ ACTIONS = (
         make_image,
         named("images", "/new:", there=False),
     ),
-    Action("network create", (), ask("POST", "/v1/networks", {"name": "new"})),
-    Action("network rm", (), ask("DELETE", "/v1/networks/new"), make_network),
+    Action(
+        "network create",
+        (),
+        ask("POST", "/v1/networks", {"name": "new"}),
+        after=named("networks", "new", there=True),
+    ),
+    Action("network rm", (), ask("DELETE", "/v1/networks/new"), make_network, named("networks", "new", there=False)),
 )
 
 
@@ -317,7 +322,7 @@ def settled(world: World, action: Action, operation: dict[str, Any] | None) -> N
     if operation is not None:
         ended = victim.outcome(operation)
         assert ended["state"] in action.states, (ended["state"], ended.get("error"))
-    world.target.check()
+    world.target.await_check()  # its record is that of the dead daemon for a moment
     world.check_standing()
 
 

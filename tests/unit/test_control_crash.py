@@ -86,6 +86,32 @@ def test_killed_at_every_step(name: str, tmp_path: Path) -> None:
         assert killer.points[at] == whole.points[at]
 
 
+def test_a_restart_asked_for_while_a_start_is_not_known_yet_still_happens(tmp_path: Path) -> None:
+    """A start that the agent did not live to remember is the run it was made for, not the newest one."""
+    whole = Killer()
+    virtual(carry_out)(tmp_path / "whole", "run", whole)
+    killer = Killer(whole.points.index("start:start:after"))
+
+    @virtual
+    async def scenario() -> None:
+        async with living(tmp_path / "killed", fault=killer, pause=lambda: 0.01) as world:
+            killer.world = world
+            await _run(world)
+            await world.until(lambda: world.life is None or not world.life.alive)
+            first = {identifier: task.started_at for identifier, task in world.host.tasks.items()}
+            again = await _restart(world)
+            await world.agent_down()
+            await world.agent_up()
+            assert (await world.finished(again)).state is OperationState.DONE
+            await world.settle()
+            second = {identifier: task.started_at for identifier, task in world.host.tasks.items()}
+            assert second.keys() == first.keys()
+            assert second != first
+            world.check()
+
+    scenario()
+
+
 @virtual
 async def test_what_no_record_knows_is_removed(tmp_path: Path) -> None:
     """As after the store was put back from a backup: process, files, network and id range go."""

@@ -279,3 +279,21 @@ async def test_the_picture_is_whole_again_after_history_was_lost(
         assert "the store's history was lost" in caplog.text
         assert len(world.context.cache.names("projects/default/x/")) == 1500
         assert (await world.run("after")).state is OperationState.DONE
+
+
+@virtual
+async def test_who_falls_behind_lists_again(tmp_path: Path) -> None:
+    """The agent and the reconciler whose queue of changes overflowed miss nothing, and touch nothing that runs."""
+    async with living(tmp_path) as world:
+        await world.run("stays")
+        await world.run("goes")
+        began = world.instance("stays").status.started_at
+        for subscription in tuple(world.context.cache._subscriptions):
+            while not subscription.queue.full():
+                subscription.queue.put_nowait(None)
+        await instances.remove(world.context, "default", "goes", force=True)
+        await world.run("comes")
+        await asyncio.sleep(5)
+        assert world.running == {"stays", "comes"}
+        assert world.instance("stays").status.started_at == began
+        world.check()

@@ -200,6 +200,7 @@ class Keeper:
     async def _make(self, assignment: InstanceAssignment, restarts: int) -> None:
         self.local = self.local.replace(
             starting=True,
+            run=assignment.instance.run,
             restarts=restarts,
             project=assignment.instance.project,
             name=assignment.instance.name,
@@ -241,7 +242,7 @@ class Keeper:
         assert self.local.handle is not None  # noqa: S101  (only a made instance starts)
         status = InstanceStatus(
             phase=Phase.RUNNING,
-            run=instance.run if instance else self.local.status.run,
+            run=self.local.run,
             pid=self.local.handle.pid,
             started_at=self._engine.clock.now(),
             restarts=restarts,

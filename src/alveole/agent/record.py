@@ -22,6 +22,7 @@ class LocalRecord(Record):
     handle: Handle | None = None
     volumes: tuple[str, ...] = ()  # ids of the volumes it holds
     starting: bool = False  # being made, or started without that being remembered
+    run: int = 0  # the Instance.run being made, or made last
     restarts: int = 0  # automatic ones, the one being made included
 
 

@@ -11,7 +11,7 @@ from alveole.agent.logs import rotate_large_logs
 from alveole.agent.record import ids_on_disk, load_all
 from alveole.agent.tasks import Task
 from alveole.model.agent import InstanceAssignment, Synced, TaskAssignment, Withdrawal
-from alveole.model.error import AlveoleError
+from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.operation import OperationState
 from alveole.runtime.base import Ids
 
@@ -47,26 +47,38 @@ class Agent:
         await self._engine.link.register(self._engine.node)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._upkeep(), name="upkeep")
-            waiting: list[InstanceAssignment] | None = []
-            async for assignment in self._engine.link.assignments(self._engine.node.name):
-                match assignment:
-                    case InstanceAssignment() if waiting is not None:
-                        waiting.append(assignment)
-                    case InstanceAssignment():
-                        self._assign(group, assignment)
-                    case Withdrawal(instance_id=identifier):
-                        if identifier in self._keepers:
-                            self._keepers[identifier].assign(None)
-                    case TaskAssignment(operation=operation):
-                        self._task(group, operation)
-                    case Synced():
-                        await self._begin(group, waiting or [], assignment)
-                        waiting = None
+            while True:
+                try:
+                    await self._follow(group)
+                except AlveoleError as error:
+                    if error.code is not ErrorCode.GONE:
+                        raise
+                    log.warning("the agent fell behind its assignments; asking for all of them again")
+
+    async def _follow(self, group: asyncio.TaskGroup) -> None:
+        waiting: list[InstanceAssignment] | None = []
+        async for assignment in self._engine.link.assignments(self._engine.node.name):
+            match assignment:
+                case InstanceAssignment() if waiting is not None:
+                    waiting.append(assignment)
+                case InstanceAssignment():
+                    self._assign(group, assignment)
+                case Withdrawal(instance_id=identifier):
+                    if identifier in self._keepers:
+                        self._keepers[identifier].assign(None)
+                case TaskAssignment(operation=operation):
+                    self._task(group, operation)
+                case Synced():
+                    await self._begin(group, waiting or [], assignment)
+                    waiting = None
 
     async def _begin(self, group: asyncio.TaskGroup, assigned: list[InstanceAssignment], synced: Synced) -> None:
         """All that is assigned is known: keep it, and remove what is here beyond it."""
-        if synced.complete:
+        if synced.complete and not self.synced.is_set():  # later on, a disk may be one that a task is making
             await self._engine.volumes.recover(synced.volumes)
+        kept = {assignment.instance.id for assignment in assigned}
+        for identifier in self._keepers.keys() - kept if synced.complete else ():
+            self._keepers[identifier].assign(None)
         for assignment in assigned:
             self._assign(group, assignment)
         for identifier in load_all(self._engine.paths):

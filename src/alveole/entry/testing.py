@@ -35,6 +35,7 @@ def fault_hook() -> FaultHook:
             with Path(trace).open("a") as file:
                 file.write(f"{point}\n")
         if not target or not Path(target).exists():
+            seen.clear()
             return
         seen[point] += 1
         wanted, _, times = Path(target).read_text().partition("#")
