@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -149,6 +149,19 @@ async def _host(identity: Identity) -> AsyncIterator[Cgroups]:
         await in_thread(partial(cgroups.release, identity.cgroup))
         if not any((identity.run / "i").glob("*")):
             await mount.unmount(identity.run)
+            _tidy(identity.run)
+
+
+def _tidy(run: Path) -> None:
+    """Remove the empty directories and links of a run directory that nothing needs any more."""
+    for path in run.iterdir():
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            with suppress(OSError):  # not empty: it is somebody else's
+                path.rmdir()
+    with suppress(OSError):
+        run.rmdir()
 
 
 async def _run_halves(
