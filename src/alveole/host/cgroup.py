@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alveole.host import syscalls
+from alveole.host.blocking import in_thread
 from alveole.host.cgroup_usage import Usage, oom_kills_v1, oom_kills_v2, read_text, usage_v1, usage_v2
 from alveole.host.identity import CLAIMS
 from alveole.host.mountinfo import MountEntry, mounts
@@ -259,7 +260,7 @@ def _write(file: Path, text: str) -> None:
 async def _until(reached: Callable[[], bool], complaint: str) -> None:
     """Ask at once, then ever more seldom. Raises TIMEOUT with the complaint."""
     deadline, pause_s = time.monotonic() + _END_TIMEOUT_S, _POLL_FIRST_S
-    while not reached():
+    while not await in_thread(reached):  # removing a cgroup may wait for the whole kernel
         if time.monotonic() > deadline:
             raise AlveoleError(ErrorCode.TIMEOUT, complaint, hint="the kernel log says if a disk or device hangs")
         await asyncio.sleep(pause_s)
