@@ -86,12 +86,13 @@ async def test_load_rootfs(compress: object, store: LocalImageStore, tmp_path: P
     assert callable(compress)
     data = make_tar(busybox_files())
     path = tmp_path / "rootfs"
-    path.write_bytes(compress(data))
+    written = compress(data)
+    path.write_bytes(written)
     content = await store.load(path, "rootfs", ignore)
     assert content.layers == (digest_of(data),)
     assert content.config == ImageConfig(architecture=architecture())
     assert (store.layer_directories(content)[0] / "etc/passwd").exists()
-    assert path.read_bytes() == compress(data)
+    assert path.read_bytes() == written
 
 
 async def test_load_what_is_no_image(store: LocalImageStore, layout: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ async def test_a_hundred_layers(place: Path, shift: IdShift) -> None:
 
 async def test_more_layers_than_fit_are_refused_with_their_number(place: Path) -> None:
     with pytest.raises(AlveoleError, match=r"has 300 layers, at most \d+ ") as caught:
-        await overlay(place, layers(place, 1) * 300, None)
+        await overlay(place, layers(place, 300), None)
     assert caught.value.code is ErrorCode.INVALID
     assert not is_mountpoint(place / "root")
 
