@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
+from alveole.image import store as image_store
 from alveole.image.store import LocalImageStore
 from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.image import ImageContent
@@ -241,6 +242,28 @@ async def test_registry_that_wants_a_login(
         with pytest.raises(AlveoleError) as failure:
             await pull(store, f"{registry.address}/app")
         assert failure.value.code == ErrorCode.NOT_FOUND
+    assert stored(tmp_path) == set()
+
+
+async def test_a_pull_cancelled_at_its_very_end_leaves_nothing(
+    registry: Registry, store: LocalImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When all is there and only its temporary files are still to be removed."""
+    reference = push(registry, tmp_path, "app", busybox_files())
+    removing, remove = asyncio.Event(), image_store._remove
+
+    async def slow_remove(paths: set[Path]) -> None:
+        if not removing.is_set():
+            removing.set()
+            await asyncio.sleep(60)
+        await remove(paths)
+
+    monkeypatch.setattr(image_store, "_remove", slow_remove)
+    work = asyncio.create_task(pull(store, reference))
+    await asyncio.wait_for(removing.wait(), 20)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
     assert stored(tmp_path) == set()
 
 

@@ -150,6 +150,7 @@ class LocalImageStore:
         flight = self._flights.begin(Path(mkdtemp(dir=self._shelf.temporary)))
         try:
             yield flight
+            await _remove({flight.directory})  # the last that can be cancelled, and then all is undone
             self._flights.land(flight)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -161,9 +162,11 @@ class LocalImageStore:
             raise
         finally:
             for number, key in enumerate(filter(self._shelf.has, flight.created)):
+                flight.directory.mkdir(exist_ok=True)
                 self._shelf.path(key).rename(flight.directory / f"undone-{number}")
             self._flights.end(flight)
-            await _remove({flight.directory})
+            if flight.directory.exists():
+                await _remove({flight.directory})
 
     def _lock(self, key: str) -> asyncio.Lock:
         """Held while ``key`` is looked for and brought in. It lives as long as somebody holds or awaits it."""
