@@ -1,7 +1,7 @@
 """What tests ask of the daemon by its environment: to die at a step, and to tell when its event loop was held up.
 
 ``ALVEOLE_TEST_KILL_AT=FILE`` ends the process with SIGKILL at the point that the file names, once it exists:
-``start:network:after``, or ``commit:before#3`` for the third time that it comes there since the file was first seen.
+``start:network:after``, or ``commit:before#3`` for the third time that it comes there since the file was written.
 ``ALVEOLE_TEST_TRACE=FILE`` appends every such point to a file.
 ``ALVEOLE_TEST_LOOP_LIMIT_MS=20`` logs an error for each callback that held the event loop longer.
 """
@@ -29,14 +29,18 @@ def fault_hook() -> FaultHook:
     if not target and not trace:
         return no_fault
     seen: Counter[str] = Counter()
+    written_ns = 0
 
     def hook(point: str) -> None:
         if trace:
             with Path(trace).open("a") as file:
                 file.write(f"{point}\n")
+        nonlocal written_ns
         if not target or not Path(target).exists():
-            seen.clear()
             return
+        if Path(target).stat().st_mtime_ns != written_ns:
+            written_ns = Path(target).stat().st_mtime_ns
+            seen.clear()
         seen[point] += 1
         wanted, _, times = Path(target).read_text().partition("#")
         if point == wanted and seen[point] == int(times or 1):
