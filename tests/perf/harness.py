@@ -67,6 +67,7 @@ def _head(load: float) -> str:
 
 Written by `{COMMAND}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Figures are medians; what is compared ran in turn, in
 one run on one host. Docker runs in its own network, mount and process namespaces.
+[Where the time goes](../explanation/performance.md) says what they are made of.
 
 {_host()}; load average before the run {load:.2f}.{busy}
 """
