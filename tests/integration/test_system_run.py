@@ -1,6 +1,7 @@
 """Each flag of `run`, its effect seen from inside the instance, behind both walls."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,3 +244,26 @@ def test_isolated_processes(inside: Inside) -> None:
     """An instance sees its own processes only."""
     pids = inside("ls /proc | grep -c '^[0-9]'")
     assert int(pids) < 6
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("--io-write-bps", "of=/d/f oflag=direct"), ("--io-read-bps", "if=/d/f iflag=direct of=/dev/null")],
+)
+def test_io_limits_hold(daemon: Daemon, flag: str, words: str, tmp_path: Path) -> None:
+    """2 MiB at 1 MiB a second; without the limit it takes a fraction of that. Direct: v1 limits nothing else."""
+    (tmp_path / "f").write_bytes(bytes(2 << 20))
+    source = "if=/dev/zero " if "of=/d" in words else ""
+    command = ("sh", "-c", f"time dd {source}{words} bs=65536 count=32")
+    took_s = []
+    for limit in ((), (flag, "1m")):
+        said = daemon.cli("run", "--rm", "-v", f"{tmp_path}:/d", *limit, "busybox", *command)
+        assert said.returncode == 0, said.stderr
+        minutes, seconds = re.findall(r"real\s+(\d+)m ([\d.]+)s", said.stderr)[0]
+        took_s.append(60 * int(minutes) + float(seconds))
+    assert took_s[0] < 1 < took_s[1]
+
+
+def test_a_sandbox_refuses_io_limits_by_name(daemon: Daemon) -> None:
+    said = daemon.fails("run", "--rm", "--isolation", "sandbox", "--io-write-bps", "1m", "busybox", "true")
+    assert "the disk I/O of a sandbox cannot be limited" in said

@@ -1,6 +1,5 @@
 """Making and unmaking what an instance runs in. Every function may be called again after it was cut short anywhere."""
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from alveole.agent.mounts import ensure_mounts, release_volumes, unmount_all
 from alveole.agent.record import LocalRecord
 from alveole.agent.steps import StepLog
 from alveole.host import mount
+from alveole.host.disk import disk_of
 from alveole.host.process import run
 from alveole.model.agent import InstanceAssignment
 from alveole.model.error import AlveoleError, ErrorCode, unsupported
@@ -31,11 +31,7 @@ async def make(
     """
     instance = assignment.instance
     capabilities = engine.runtimes[instance.spec.isolation].capabilities
-    if instance.spec.network == "host" and Capability.HOST_NETWORK not in capabilities:
-        raise unsupported(
-            f"a {instance.spec.isolation} cannot share the host's network",
-            hint="publish its ports (-p), or choose another isolation",
-        )
+    _refuse_impossible(instance, capabilities)
     shifted = Capability.USER_NAMESPACE in capabilities
     engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
     engine.paths.volatile(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -114,9 +110,27 @@ def cgroup_of(engine: Engine, instance_id: str) -> str:
     return f"{engine.identity.cgroup}/{instance_id}"
 
 
+def _refuse_impossible(instance: Instance, capabilities: frozenset[Capability]) -> None:
+    """What this wall cannot do is refused by name, never left out in silence."""
+    isolation = instance.spec.isolation
+    if instance.spec.network == "host" and Capability.HOST_NETWORK not in capabilities:
+        raise unsupported(
+            f"a {isolation} cannot share the host's network", hint="publish its ports (-p), or choose another isolation"
+        )
+    if _limits_io(instance) and Capability.IO_LIMITS not in capabilities:
+        raise unsupported(
+            f"the disk I/O of a {isolation} cannot be limited",
+            hint="leave out --io-read-bps and --io-write-bps, or choose another isolation",
+        )
+
+
+def _limits_io(instance: Instance) -> bool:
+    resources = instance.spec.resources
+    return resources.io_read_bps is not None or resources.io_write_bps is not None
+
+
 def _block_device(engine: Engine, instance: Instance) -> str:
-    device = engine.paths.upper(instance.id).stat().st_dev
-    return f"{os.major(device)}:{os.minor(device)}"
+    return disk_of(engine.paths.upper(instance.id)) if _limits_io(instance) else ""
 
 
 async def delete_runtime(engine: Engine, record: LocalRecord, steps: StepLog) -> None:

@@ -96,11 +96,12 @@ class Cgroups:
     def _move_controllers_to_v1(self) -> None:
         """crun refuses a hybrid host whose v2 tree holds controllers: mount them as v1, which takes them out of it."""
         assert self._layout.v2  # noqa: S101  (hybrid means there is one)
-        for controller in (self._layout.v2 / "cgroup.controllers").read_text().split():
+        in_v2 = (self._layout.v2 / "cgroup.controllers").read_text().split()
+        for controller in (*in_v2, *self._between()):
             target = self._layout.v2.parent / controller
             target.mkdir(exist_ok=True)
             try:
-                syscalls.mount(_OUR_MOUNT, target, "cgroup", 0, controller)
+                _mount_v1(controller, target)
             except OSError as error:
                 target.rmdir()
                 raise unsupported(
@@ -108,6 +109,17 @@ class Cgroups:
                     hint="boot with systemd.unified_cgroup_hierarchy=1",
                 ) from error
         self._read_again()
+
+    def _between(self) -> list[str]:
+        """Controllers of v1 hierarchies that nothing shows: after their unmount it takes the kernel a while to give
+        them back to v2, and crun looks for them."""
+        lines = (line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines())
+        return [
+            name
+            for names in lines
+            for name in names.split(",")
+            if name and "=" not in name and name not in self._layout.v1
+        ]
 
     def release(self, parent: str) -> None:
         """Remove an empty ``parent``, and the mounts that ``prepare`` added if no daemon on this host needs them."""
@@ -195,6 +207,19 @@ class Cgroups:
         trees = [mount / cgroup for mount in self._layout.mounts]
         # Busy for a moment after its last process ended.
         await _until(lambda: all(map(_remove_tree, trees)), f"cgroup {cgroup} stays busy")
+
+
+def _mount_v1(controller: str, target: Path) -> None:
+    """Asks again for a moment while the kernel is busy taking the controller from where it was."""
+    for pause_s in (0.01, 0.05, 0.2, 0.5, 0.0):
+        try:
+            syscalls.mount(_OUR_MOUNT, target, "cgroup", 0, controller)
+        except OSError as error:
+            if error.errno != errno.EBUSY or not pause_s:
+                raise
+            time.sleep(pause_s)
+        else:
+            return
 
 
 def _enable_controllers(directory: Path) -> None:

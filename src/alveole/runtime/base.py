@@ -25,6 +25,7 @@ class Capability(StrEnum):
     ROOT_DIRECTORY = "root-directory"  # wants its root filesystem mounted at Cell.root
     USER_NAMESPACE = "user-namespace"  # its ids are shifted by Cell.ids; wants Cell.user_namespace
     HOST_NETWORK = "host-network"  # can share the host's network
+    IO_LIMITS = "io-limits"  # its reads and writes reach the disk as its own, and so can be limited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class Cell:
     network_namespace: Path | None = None  # None: the host's
     cgroup: str = ""  # below each hierarchy's mount: "alveole-1a2b3c4d/0123456789ab"
     resources: Resources = field(default_factory=Resources)
-    block_device: str = ""  # "major:minor" that holds root, for I/O limits
+    block_device: str = ""  # "major:minor" of the disk that holds root, if I/O limits are wanted
 
 
 class Handle(Record):

@@ -27,6 +27,7 @@ class Crun:
             Capability.ROOT_DIRECTORY,
             Capability.USER_NAMESPACE,
             Capability.HOST_NETWORK,
+            Capability.IO_LIMITS,
         }
     )
     exec_pid_option = "--pid-file"
