@@ -145,9 +145,14 @@ class Daemon:
         subprocess.run(["nft", "delete", "table", "inet", f"alveole_{self.id}"], check=False, capture_output=True)
         for device in Path("/sys/class/net").glob(f"av{self.id[:4]}*"):
             subprocess.run(["ip", "link", "delete", device.name], check=False, capture_output=True)
+        subprocess.run(["ip", "route", "delete", "unreachable", self._pool], check=False, capture_output=True)
         for cgroup in self._cgroups():
             until(lambda path=cgroup: _removed(path), what=f"removal of {cgroup}")  # type: ignore[misc]
         shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    @property
+    def _pool(self) -> str:
+        return str(self._identity()["pool"])
 
     def _kill_all(self) -> bool:
         pids = set(self.processes())
@@ -183,7 +188,7 @@ class Daemon:
 
     def leftovers(self) -> list[str]:
         """What is on the host because of it, as the inventory sees it. Empty after it stopped with no instance."""
-        names = (self.id, f"av{self.id[:4]}", str(self.run_dir), str(self.state))
+        names = (self.id, f"av{self.id[:4]}", f"unreachable {self._pool}", str(self.run_dir), str(self.state))
         nothing = inventory.Inventory(**dict.fromkeys(inventory.Inventory.__dataclass_fields__, frozenset()))
         host = inventory.take()
         found = inventory.difference(nothing, host)
