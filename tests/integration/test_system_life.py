@@ -194,6 +194,7 @@ def test_reboot(fresh_daemon: Daemon) -> None:
         assert status["reason"] == "host restarted"
     assert daemon.phase("stopped") == "exited"
     assert daemon.instance("web")["address"] == address
+    until(lambda: daemon.cli("exec", "web", "true").returncode == 0)
     assert daemon.ok("exec", "web", "ls", "/kept") == "/kept"
     assert until(lambda: fetch("127.0.0.1", port)) == "hello"
     until(lambda: daemon.ok("exec", "always-container", "cat", "/d/boots").count("b") == 4)
