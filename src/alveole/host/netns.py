@@ -107,6 +107,7 @@ def serve(daemon_pid: int) -> None:
     Killed with the daemon: what it made later, the next daemon would not find when it looks for leftovers.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its pipe breaks a moment before that signal comes: end quietly
     if os.getppid() != daemon_pid:  # it died before it could be asked for that
         return
     for line in sys.stdin:
