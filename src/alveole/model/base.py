@@ -1,7 +1,6 @@
 """What every record shares: frozen, tolerant of fields a newer version wrote, strict at the API edge."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
@@ -51,8 +50,3 @@ class Record(BaseModel):
     def from_json(cls, data: bytes | str) -> Self:
         """Read a stored record. Raises pydantic's ``ValidationError`` if it is not one of ours."""
         return cls.model_validate_json(data)
-
-
-def iso(moment: datetime) -> str:
-    """RFC 3339 with microseconds in UTC, as stored in every record."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
