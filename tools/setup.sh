@@ -7,11 +7,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 RUN_PACKAGES=(
-    busybox-static ca-certificates conmon crun e2fsprogs golang-github-containers-common iproute2 libnftables1 mount
-    nftables python3 python3-venv skopeo xfsprogs zstd
+    busybox-static ca-certificates conmon cpio crun dropbear-bin e2fsprogs golang-github-containers-common iproute2
+    kmod libnftables1 mount nftables openssh-client python3 python3-venv skopeo xfsprogs zstd
 )
 # Debian 12 itself has these too old or not at all.
-BACKPORTS_PACKAGES=(mmdebstrap runsc)
+BACKPORTS_PACKAGES=(
+    linux-image-cloud-amd64 mmdebstrap qemu-system-common qemu-system-data qemu-system-x86 qemu-utils runsc seabios
+)
 TEST_PACKAGES=(curl docker-registry git make redis-tools shellcheck)
 BENCH_PACKAGES=(docker.io iperf3 wrk)
 

@@ -26,6 +26,7 @@ class Capability(StrEnum):
     USER_NAMESPACE = "user-namespace"  # its ids are shifted by Cell.ids; wants Cell.user_namespace
     HOST_NETWORK = "host-network"  # can share the host's network
     IO_LIMITS = "io-limits"  # its reads and writes reach the disk as its own, and so can be limited
+    MACHINE = "machine"  # has a kernel, disks and a network card of its own: wants Cell.root_disk and Cell.card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,23 @@ class CellMount:
     source: Path | None  # None: tmpfs
     read_only: bool = False
     size_bytes: int | None = None  # tmpfs
+    disk: bool = False  # source is a raw disk with a filesystem, mounted nowhere: for machines only
+
+
+class Card(Record):
+    """The network card of a machine, and what its guest sets up on it. All of it is the same in every clone.
+
+    The card is the other end of ``device``, a tap in the instance's network namespace.
+    """
+
+    device: str
+    mac: str
+    address: str  # of the guest, without prefix; its namespace rewrites it to the instance's address and back
+    gateway: str  # reached through a permanent neighbour entry
+    gateway_mac: str
+    control_address: str  # of the guest too, reached from inside its namespace only
+    control_gateway: str  # the namespace's end of that
+    has_route: bool  # False: nothing but its namespace can be reached (network none)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +96,8 @@ class Cell:
     cgroup: str = ""  # below each hierarchy's mount: "alveole-1a2b3c4d/0123456789ab"
     resources: Resources = field(default_factory=Resources)
     block_device: str = ""  # "major:minor" of the disk that holds root, if I/O limits are wanted
+    root_disk: Path | None = None  # a machine's: raw, its own, holds an ext4 filesystem
+    card: Card | None = None  # a machine's
 
 
 class Handle(Record):
