@@ -13,14 +13,26 @@ from typing import Any
 
 from alveole.host.cgroup import Cgroups
 from alveole.model.agent import ExecRequest, Stream
-from alveole.runtime.base import Cell, Handle, Ids, Process, Runtime
+from alveole.runtime.base import Card, Cell, Handle, Ids, Process, Runtime
 from alveole.runtime.capabilities import DEFAULT
 from alveole.runtime.crun import Crun
 from alveole.runtime.fake import FakeHost, FakeRuntime, Program
 from alveole.runtime.oci import OciRuntime
+from alveole.runtime.qemu.runtime import QemuRuntime
 from alveole.runtime.runsc import Runsc
 
 IDS = Ids(base=15 << 28)  # a window that no daemon is given
+CARD = Card(
+    device="tap0",
+    mac="02:00:00:00:00:04",
+    address="192.0.0.2",
+    gateway="192.0.0.1",
+    gateway_mac="02:00:00:00:00:03",
+    control_address="169.254.0.2",
+    control_gateway="169.254.0.1",
+    has_route=False,
+)
+STATE = Path("/var/tmp/alveole-test-qemu")
 APPLETS = "sh echo sleep cat ls id mount nc true false ps kill grep stty hostname test yes head dd touch ulimit df"
 PATH = {"PATH": "/bin"}
 
@@ -38,6 +50,7 @@ class World:
     cgroups: Cgroups | None = None
     fake: FakeHost | None = None
     cells: dict[str, Cell] = field(default_factory=dict)
+    pins: list[Path] = field(default_factory=list)
 
     def reopen(self) -> Runtime:
         if self.fake:
@@ -45,6 +58,8 @@ class World:
         assert self.cgroups
         empty = self.directory / "empty"
         empty.mkdir(exist_ok=True)
+        if self.wall == "qemu":
+            return QemuRuntime(self.directory, STATE, self.cgroups)
         return OciRuntime(Crun(self.directory) if self.wall == "crun" else Runsc(empty), self.cgroups)
 
     def cell(self, *args: str, process: Mapping[str, Any] | None = None, **changes: Any) -> Cell:
@@ -67,9 +82,33 @@ class World:
             "network_namespace": self.network_namespace,
             "process": process_of(*args, **(process or {})),
         }
+        if self.wall == "qemu":
+            defaults |= self._machine(number)
         cell = Cell(**{**defaults, **changes})
         self.cells[cell.id] = cell
         return cell
+
+    def _machine(self, number: str) -> dict[str, Any]:
+        """A disk and a network of its own."""
+        assert self.root
+        disk = self.directory / f"{number}.img"
+        make = ["mke2fs", "-q", "-t", "ext4", "-d", self.root, "-E", "assume_storage_prezeroed=1", disk, "256M"]
+        subprocess.run(make, check=True)
+        namespace = self.directory / f"{number}.net"
+        make_machine_network(namespace)
+        self.pins.append(namespace)
+        return {"ids": IDS, "network_namespace": namespace, "root_disk": disk, "card": CARD}
+
+
+def make_machine_network(pin: Path) -> None:
+    """A network namespace whose tap leads nowhere but to it."""
+    pin.touch()
+    script = (
+        f"ip tuntap add {CARD.device} mode tap user {IDS.base + 1} vnet_hdr && ip link set {CARD.device} "
+        f"address {CARD.gateway_mac} up && ip address add {CARD.control_gateway} peer {CARD.control_address} "
+        f"dev {CARD.device} && mount --bind /proc/self/ns/net {pin}"
+    )
+    subprocess.run(["unshare", "--net", "sh", "-c", script], check=True)
 
 
 def process_of(*args: str, **changes: Any) -> Process:
@@ -113,6 +152,8 @@ async def _world(wall: str, directory: Path, programs: Mapping[tuple[str, ...], 
             finally:
                 for cell in here.cells.values():
                     await delete(here.reopen(), cell)
+                for pin in here.pins:
+                    subprocess.run(["umount", pin], check=True)
     finally:
         cgroups.release(cgroup)
 

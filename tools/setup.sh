@@ -12,7 +12,7 @@ RUN_PACKAGES=(
 )
 # Debian 12 itself has these too old or not at all.
 BACKPORTS_PACKAGES=(
-    linux-image-cloud-amd64 mmdebstrap qemu-system-common qemu-system-data qemu-system-x86 qemu-utils runsc seabios
+    linux-image-amd64 mmdebstrap qemu-system-common qemu-system-data qemu-system-x86 qemu-utils runsc seabios
 )
 TEST_PACKAGES=(curl docker-registry git make redis-tools shellcheck)
 BENCH_PACKAGES=(docker.io iperf3 wrk)

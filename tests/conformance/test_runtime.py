@@ -36,9 +36,9 @@ PROGRAMS = {
 REAL = [
     pytest.param(
         name,
-        marks=[pytest.mark.root, pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")],
+        marks=[pytest.mark.root, pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is missing")],
     )
-    for name in ("crun", "runsc")
+    for name, program in {"crun": "crun", "runsc": "runsc", "qemu": "qemu-system-x86_64"}.items()
 ]
 SECONDS = 20
 

@@ -72,6 +72,13 @@ async def ensure_shared(directory: Path) -> None:
     await in_thread(partial(_ensure_propagation, directory, syscalls.MS_SHARED))
 
 
+async def mount_tmpfs(target: Path, *, size_bytes: int, mode: int) -> None:
+    """A file system in memory that holds no more than that. Nothing happens if something is mounted there."""
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    options = f"size={size_bytes},mode={mode:o}"
+    await mounting(target, partial(syscalls.mount, "tmpfs", target, "tmpfs", flags, options))
+
+
 async def unmount(target: Path) -> None:
     """Unmount all that is mounted at ``target``; if it is in use, it vanishes now and ends with its last user.
 

@@ -26,6 +26,7 @@ MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_IDMAP = 0x00100000
 
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
@@ -39,6 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class _MountAttr(ctypes.Structure):
@@ -91,3 +93,15 @@ def move_mount(tree: int, target: int) -> None:
     """Attach a detached mount at an open path."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     _checked(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", target, b"", flags), f"move_mount to descriptor {target}")
+
+
+def punch_hole(file: Path, *, keep_bytes: int) -> None:
+    """Give back what the file takes, except for its last bytes. Its size stays. Raises OSError for a symlink."""
+    descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        length = os.fstat(descriptor).st_size - keep_bytes
+        if length > 0:
+            flags = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+            _checked(_libc.fallocate(descriptor, flags, 0, length), file)
+    finally:
+        os.close(descriptor)

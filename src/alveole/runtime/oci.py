@@ -94,10 +94,8 @@ class OciRuntime:
 
     async def _create(self, cell: Cell, place: Place) -> Handle:
         kept = frozenset(cell.process.capabilities)
-        files = frozenset(mount.source for mount in cell.mounts if mount.source and not mount.source.is_dir())
-        config = bundle.bundle(cell, self._flavour.bundle, self._limits, self._flavour.seccomp(kept), files)
         place.bundle.mkdir(mode=0o700)
-        (place.bundle / "config.json").write_text(json.dumps(config))
+        (place.bundle / "config.json").write_text(json.dumps(self._config(cell, kept)))
         try:
             pid = await conmon.create(
                 place, self._engine(place), cell.log_path, tty=cell.process.tty, stdin=cell.process.stdin
@@ -121,17 +119,21 @@ class OciRuntime:
         _replace(place.handle_file, handle.to_json())
         return handle
 
+    def _config(self, cell: Cell, kept: frozenset[str]) -> dict[str, Any]:
+        files = frozenset(mount.source for mount in cell.mounts if mount.source and not mount.source.is_dir())
+        return bundle.bundle(cell, self._flavour.bundle, self._limits, self._flavour.seccomp(kept), files)
+
     async def start(self, handle: Handle) -> None:
-        place = _place(handle)
+        place = place_of(handle)
         result = await self._run(place, "start", place.id, prefix=await self._flavour.start_prefix())
         if result.code != 0 and await self._status(place) not in {"running", "stopped"}:
             process = json.loads((place.bundle / "config.json").read_bytes())["process"]
             raise fault(self.name, result.stderr.decode(errors="replace"), process["args"], process["cwd"])
 
     async def signal(self, handle: Handle, signal: int) -> None:
-        place = _place(handle)
+        place = place_of(handle)
         result = await self._run(place, "kill", place.id, str(signal))
-        if result.code != 0 and await self._status(place) in {"created", "running"} and _runs(handle):
+        if result.code != 0 and await self._status(place) in {"created", "running"} and is_alive(handle):
             raise result.failure()
 
     async def kill(self, handle: Handle) -> None:
@@ -139,13 +141,13 @@ class OciRuntime:
         await pidfd.wait_ended(handle.pid, handle.pid_started)
 
     async def wait(self, handle: Handle) -> Exit:
-        place = _place(handle)
+        place = place_of(handle)
         await pidfd.wait_ended(handle.monitor_pid, handle.monitor_started)
         code = conmon.exit_code(place)
         if code is None:
             await self.kill(handle)
             return Exit(code=None, reason="monitor lost", finished_at=self._clock())
-        reason = _reason(code, out_of_memory=self._cgroups.oom_kills(handle.cgroup) > 0)
+        reason = reason_of(code, out_of_memory=self._cgroups.oom_kills(handle.cgroup) > 0)
         return Exit(code=code, reason=reason, finished_at=place.exit_file.stat().st_mtime)
 
     async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
@@ -178,19 +180,19 @@ class OciRuntime:
         return Recovered(state=State.CREATED if created else State.RUNNING, handle=handle)
 
     async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
-        place = _place(handle)
-        if not _runs(handle):
+        place = place_of(handle)
+        if not is_alive(handle):
             raise conflict(f"instance {handle.id} is not running", hint="start it first")
-        session = execution.Session(
-            place=place,
+        launcher = execution.EngineLauncher(
+            id=place.id,
             engine=self._engine(place),
             pid_option=self._flavour.exec_pid_option,
             pid_is_inside=self._flavour.exec_pid_is_inside,
-            console_socket=self._flavour.exec_console_socket,
+            makes_terminal=self._flavour.exec_console_socket,
             stem=place.bundle / f"exec-{secrets.token_hex(4)}",
         )
         try:
-            return await session.open(request, process, bundle.process(process, self._limits))
+            return await execution.open_session(launcher, request, process, bundle.process(process, self._limits))
         except execution.NotStarted as error:
             raise fault(self.name, str(error), process.args, process.workdir) from error
 
@@ -201,7 +203,7 @@ class OciRuntime:
                 raise internal(f"how instance {handle.id} ended is not known: its monitor was lost")
             return code
 
-        return await AttachStream.open(_place(handle), exit_code, tty=handle.tty)
+        return await AttachStream.open(place_of(handle), exit_code, tty=handle.tty)
 
     async def pause(self, handle: Handle) -> None:
         await self._cgroups.freeze(handle.cgroup)
@@ -210,7 +212,7 @@ class OciRuntime:
         self._cgroups.thaw(handle.cgroup)
 
     async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
-        await conmon.reopen_log(_place(handle), log_path)
+        await conmon.reopen_log(place_of(handle), log_path)
 
     async def _kill_all(self, cgroup: str) -> None:
         if not cgroup.strip("/"):
@@ -230,7 +232,8 @@ class OciRuntime:
         return str(json.loads(result.stdout)["status"]) if result.code == 0 else ""
 
 
-def _place(handle: Handle) -> Place:
+def place_of(handle: Handle) -> Place:
+    """Where its monitor and engine keep what belongs to it."""
     return Place(handle.id, Path(handle.directory), Path(handle.run_directory))
 
 
@@ -240,11 +243,12 @@ def _replace(path: Path, data: bytes) -> None:
     temporary.rename(path)
 
 
-def _runs(handle: Handle) -> bool:
+def is_alive(handle: Handle) -> bool:
+    """Whether its first process, as the host sees it, has not ended."""
     return pidfd.is_alive(handle.pid, handle.pid_started)
 
 
-def _reason(code: int, *, out_of_memory: bool) -> str:
+def reason_of(code: int, *, out_of_memory: bool) -> str:
     """The monitor reports a death by signal N as 128 + N.
 
     When the kernel kills for lack of memory, the first process may be hit, or fail for want of the one that was.

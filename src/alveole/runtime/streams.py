@@ -121,6 +121,7 @@ class AttachStream:
         self._place = place
         self._exit_code = exit_code
         self._tty = tty
+        self.on_resize: Callable[[int, int], Awaitable[None]] | None = None  # where a terminal beyond ours is told
 
     @classmethod
     async def open(cls, place: conmon.Place, exit_code: ExitCode, *, tty: bool) -> "AttachStream":
@@ -153,6 +154,8 @@ class AttachStream:
     async def resize(self, rows: int, columns: int) -> None:
         if self._tty:
             conmon.resize(self._place, rows, columns)
+        if self.on_resize:
+            await self.on_resize(rows, columns)
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         loop = asyncio.get_running_loop()

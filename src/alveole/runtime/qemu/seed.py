@@ -1,0 +1,121 @@
+"""One cell -> the seed of a machine's guest: an archive with the instance's OCI bundle and a script that sets it up.
+
+The script runs in the guest, after the point at which a machine can be frozen and cloned.
+"""
+
+import io
+import json
+import shlex
+import tarfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alveole.model.instance import Resources
+from alveole.runtime import bundle
+from alveole.runtime.base import Card, Cell, CellMount
+
+ROOT = "/instance/root"
+_SEED = "/run/seed"
+_FILE_LIMIT_BYTES = 1 << 20  # of a file that is passed in the seed: those that Alveole writes are far smaller
+_ENGINE = bundle.Engine(host_kernel=False, read_only_option="ro")
+_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a cell's mounts reach its guest."""
+
+    disks: tuple[tuple[str, CellMount], ...]  # serial number, what it holds
+    binds: tuple[tuple[str, CellMount], ...]  # 9p tag, directory
+    files: tuple[tuple[str, CellMount], ...]  # name in the seed, file
+    tmpfs: tuple[CellMount, ...]
+
+
+def plan(mounts: Collection[CellMount], single_files: Collection[Path]) -> Plan:
+    """``single_files`` are those sources that are no directories: their content is passed, once."""
+    numbered = list(enumerate(mounts))
+    disks = tuple((f"disk{number}", mount) for number, mount in numbered if mount.disk)
+    others = [(number, mount) for number, mount in numbered if not mount.disk and mount.source is not None]
+    return Plan(
+        disks=disks,
+        binds=tuple((f"bind{number}", mount) for number, mount in others if mount.source not in single_files),
+        files=tuple((f"file{number}", mount) for number, mount in others if mount.source in single_files),
+        tmpfs=tuple(mount for mount in mounts if mount.source is None and not mount.disk),
+    )
+
+
+def make_seed(cell: Cell, how: Plan, *, public_key: str) -> bytes:
+    """A tar archive. Blocks on reading the files of ``how``."""
+    members = {f"file/{name}": _read(mount) for name, mount in how.files}
+    return _archive(
+        {
+            "config.json": json.dumps(_config(cell, how)).encode(),
+            "setup": _script(cell, how).encode(),
+            "authorized_keys": public_key.encode(),
+            **members,
+        }
+    )
+
+
+def _read(mount: CellMount) -> bytes:
+    assert mount.source is not None  # noqa: S101  (of a Plan's files)
+    with mount.source.open("rb") as file:
+        return file.read(_FILE_LIMIT_BYTES)
+
+
+def _archive(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o600 if name == "authorized_keys" else 0o644
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _config(cell: Cell, how: Plan) -> dict[str, Any]:
+    inside = replace(
+        cell,
+        root=Path(ROOT),
+        mounts=(
+            *(replace(mount, source=Path(f"/disks/{name}"), disk=False) for name, mount in how.disks),
+            *(replace(mount, source=Path(f"/disks/{name}")) for name, mount in how.binds),
+            *(replace(mount, source=Path(f"{_SEED}/file/{name}")) for name, mount in how.files),
+            *how.tmpfs,
+        ),
+        ids=None,
+        user_namespace=None,
+        network_namespace=None,
+        cgroup="instance",
+        resources=Resources(pids=cell.resources.pids),
+        block_device="",
+    )
+    files = frozenset(Path(f"{_SEED}/file/{name}") for name, _ in how.files)
+    return bundle.bundle(inside, _ENGINE, _LIMITS, {}, files)
+
+
+def _script(cell: Cell, how: Plan) -> str:
+    lines = ["cp /run/seed/authorized_keys /root/.ssh/authorized_keys", f"hostname {shlex.quote(cell.hostname)}"]
+    if cell.card is not None and cell.card.has_route:
+        lines += _network(cell.card)
+    access = "ro" if cell.read_only else "rw"
+    lines += [f"mkdir -p {ROOT}", f'mount -t ext4 -o {access} "$(disk root)" {ROOT}']
+    for name, mount in how.disks:
+        options = "ro" if mount.read_only else "rw"
+        lines += [f"mkdir -p /disks/{name}", f'mount -t ext4 -o {options} "$(disk {name})" /disks/{name}']
+    for name, _ in how.binds:
+        options = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
+        lines += [f"mkdir -p /disks/{name}", f"mount -t 9p -o {options} {name} /disks/{name}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _network(card: Card) -> list[str]:
+    """Neighbours are permanent: nothing in a machine's namespace asks or answers who has an address."""
+    return [
+        f"ip address add {card.address}/32 dev eth0",
+        f"ip route add {card.gateway}/32 dev eth0",
+        f"arp -i eth0 -s {card.gateway} {card.gateway_mac}",
+        f"ip route add default via {card.gateway} dev eth0 src {card.address}",
+    ]
