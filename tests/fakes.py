@@ -3,12 +3,12 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from alveole.image.base import Format, Progress
-from alveole.model.error import AlveoleError, ErrorCode, not_found
+from alveole.model.error import AlveoleError, ErrorCode, conflict, not_found
 from alveole.model.image import ImageConfig, ImageContent, Recipe
 from alveole.model.instance import Port
 from alveole.model.network import Network
@@ -81,6 +81,8 @@ class FakeVolumes:
         self._directory = directory
         self.disks: set[str] = set()
         self.mounted: set[str] = set()
+        self.bases: set[str] = set()
+        self.roots: set[str] = set()
         self.refuse: AlveoleError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -100,12 +102,36 @@ class FakeVolumes:
     async def ensure_unmounted(self, volume_id: str) -> None:
         self.mounted.discard(volume_id)
 
+    async def ensure_disk(self, volume: Volume) -> Path:
+        if volume.id not in self.disks:
+            raise not_found(f"volume {volume.name} has no disk")
+        if volume.id in self.mounted:
+            raise conflict(f"volume {volume.name} is mounted")
+        return self._directory / f"{volume.id}.img"
+
     async def remove(self, volume_id: str) -> None:
         self.mounted.discard(volume_id)
         self.disks.discard(volume_id)
 
-    async def recover(self, volumes: Collection[Volume]) -> None:
+    async def base_disk(self, key: str, make: Callable[[Path], Awaitable[None]], *, need_bytes: int = 0) -> Path:
+        self.bases.add(key)
+        return self._directory / f"{key}.img"
+
+    async def root_disk(self, instance_id: str, base: Path) -> Path:
+        self.roots.add(instance_id)
+        return self._directory / f"{instance_id}.img"
+
+    async def remove_root_disk(self, instance_id: str) -> None:
+        self.roots.discard(instance_id)
+
+    async def collect_bases(self, used_keys: Collection[str]) -> int:
+        unused = self.bases - set(used_keys)
+        self.bases -= unused
+        return 1000 * len(unused)
+
+    async def recover(self, volumes: Collection[Volume], instances: Collection[str]) -> None:
         self.disks &= {volume.id for volume in volumes}
+        self.roots &= set(instances)
 
     async def close(self) -> None:
         return

@@ -103,7 +103,7 @@ async def test_what_is_written_survives_unmount_restart_and_reboot(place: Path) 
     target = await volumes.ensure_mounted(volume())
     (target / "kept").write_text("kept")
     restarted = driver(place)
-    await restarted.recover([volume()])
+    await restarted.recover([volume()], [])
     assert await restarted.ensure_mounted(volume()) == target
     assert (target / "kept").read_text() == "kept"
     await restarted.ensure_unmounted(volume().id)
@@ -111,7 +111,7 @@ async def test_what_is_written_survives_unmount_restart_and_reboot(place: Path) 
     await restarted.close()
     lose_run_directory(place)
     rebooted = driver(place)
-    await rebooted.recover([volume()])
+    await rebooted.recover([volume()], [])
     assert (await rebooted.ensure_mounted(volume()) / "kept").read_text() == "kept"
     await rebooted.remove(volume().id)
 
@@ -119,7 +119,7 @@ async def test_what_is_written_survives_unmount_restart_and_reboot(place: Path) 
 async def test_every_method_may_be_called_twice(place: Path) -> None:
     volumes = driver(place)
     for _ in range(2):
-        await volumes.recover([])
+        await volumes.recover([], [])
         await volumes.ensure_unmounted(volume().id)
         await volumes.remove(volume().id)
         await volumes.close()
@@ -179,17 +179,20 @@ async def test_recover_removes_half_made_and_unknown_disks_only(place: Path) -> 
         await volumes.ensure_mounted(volume(number))
     disks = place / "run/storage/pool"
     (disks / f"{volume(4).id}.new").write_bytes(b"half")
-    await driver(place).recover([volume(1)])
+    await driver(place).recover([volume(1)], [])
     assert [path.name for path in disks.iterdir()] == [f"{volume(1).id}.img"]
     assert is_mountpoint(place / f"run/storage/volumes/{volume(1).id}")
     await volumes.remove(volume(1).id)
 
 
 @contextmanager
-def mount_namespace(propagation: str) -> Iterator[None]:
-    """A mount namespace that has copies of all our mounts, as a service of the host or an instance has."""
+def mount_namespace(propagation: str, *, inside: Path | None = None) -> Iterator[None]:
+    """A mount namespace that has copies of all our mounts, as a service of the host or an instance has.
+
+    Its process works ``inside`` a directory: that keeps a mount alive also when its mount point is removed.
+    """
     argv = ["unshare", "--mount", "--propagation", propagation, "sh", "-c", "echo ready; read go"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=inside) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield
@@ -202,9 +205,10 @@ async def test_a_disk_still_held_somewhere_is_never_attached_twice(place: Path) 
     await volumes.create(volume())
     target = await volumes.ensure_mounted(volume())
     (target / "file").write_text("x")
-    with mount_namespace("private"):
+    with mount_namespace("private", inside=target):
         await volumes.ensure_unmounted(volume().id)
         assert not is_mountpoint(target)
+        assert len([file for file in loops_of(place) if volume().id in file]) == 1
         assert await volumes.ensure_mounted(volume()) == target
         assert (target / "file").read_text() == "x"
         assert len([file for file in loops_of(place) if volume().id in file]) == 1

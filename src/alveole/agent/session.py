@@ -74,9 +74,9 @@ class Agent:
 
     async def _begin(self, group: asyncio.TaskGroup, assigned: list[InstanceAssignment], synced: Synced) -> None:
         """All that is assigned is known: keep it, and remove what is here beyond it."""
-        if synced.complete and not self.synced.is_set():  # later on, a disk may be one that a task is making
-            await self._engine.volumes.recover(synced.volumes)
         kept = {assignment.instance.id for assignment in assigned}
+        if synced.complete and not self.synced.is_set():  # later on, a disk may be one that a task is making
+            await self._engine.volumes.recover(synced.volumes, kept)
         for identifier in self._keepers.keys() - kept if synced.complete else ():
             self._keepers[identifier].assign(None)
         for assignment in assigned:

@@ -26,6 +26,7 @@ _LO_FLAGS_AUTOCLEAR = 4
 _INFO = "=5Q4I64s64s32s2Q"  # struct loop_info64
 _CONFIGURE = f"=II{_INFO[1:]}8Q"  # struct loop_config: file, block size, loop_info64, reserved
 _BLOCK_BYTES = 512
+_FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length (0: to the end), process
 
 
 async def mount_image(image: Path, target: Path, filesystem: str, *, options: str) -> None:
@@ -40,6 +41,11 @@ async def mount_image(image: Path, target: Path, filesystem: str, *, options: st
 async def is_attached(image: Path) -> bool:
     """Whether something mounted from ``image`` is still in use, here or in another mount namespace."""
     return await in_thread(lambda: _device_of(image) is not None)
+
+
+async def is_locked(image: Path) -> bool:
+    """Whether a process holds locks on the file, as QEMU does on a disk as long as a machine has it."""
+    return await in_thread(partial(_is_locked, image))
 
 
 async def grow_device(target: Path) -> None:
@@ -129,6 +135,14 @@ def _backing_of(device: Path) -> tuple[int, int] | None:
         raise
     filesystem, inode = struct.unpack(_INFO, info)[:2]
     return filesystem, inode
+
+
+def _is_locked(image: Path) -> bool:
+    """Asked as if the whole file were to be locked for writing."""
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with _opened(image, os.O_RDWR) as file:
+        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, wanted)
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 @contextmanager

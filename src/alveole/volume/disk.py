@@ -1,27 +1,30 @@
-"""Volumes as disks: each an ext4 filesystem in a sparse raw file of the pool, mounted once on this node.
+"""Volumes as disks: each an ext4 filesystem in a sparse raw file of the pool, mounted once on this node or a machine's.
 
 ID.img is complete; ID.new was being made when somebody died. What is mounted is asked of the kernel, never remembered.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from alveole.host.blocking import in_thread
 from alveole.host.identity import Identity
-from alveole.host.loop import is_attached, mount_image
+from alveole.host.loop import is_attached, is_locked, mount_image
 from alveole.host.mount import ensure_shared, unmount
 from alveole.host.mountinfo import is_mountpoint
 from alveole.host.process import run
-from alveole.model.error import AlveoleError, exhausted, internal, not_found
+from alveole.model.error import AlveoleError, conflict, exhausted, internal, not_found
 from alveole.model.volume import Volume
 from alveole.volume.pool import Pool, rename_durably
+from alveole.volume.root import RootDisks
 
 _MKFS_TIMEOUT_S = 120.0
 _FSCK_TIMEOUT_S = 1800.0
 _FSCK_REPAIRED = 2  # exit codes up to this: clean, or all faults repaired
+_DETACH_WAIT_S = 2.0  # the last mount namespace that has a disk may still be ending
+_DETACH_POLL_S = 0.02
 
 
 class DiskVolumes:
@@ -32,6 +35,7 @@ class DiskVolumes:
         self._place = identity.run / "storage"
         self._mounts = self._place / "volumes"
         self._pool = Pool(root, self._place / "pool")
+        self._roots = RootDisks(self._pool, self._open)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, volume: Volume) -> None:
@@ -55,13 +59,32 @@ class DiskVolumes:
         async with self._lock(volume.id):
             if is_mountpoint(target):
                 return target
-            disk = await self._open() / f"{volume.id}.img"
-            if not disk.exists():
-                raise not_found(f"volume {volume.name} has no disk on this node", hint="remove it and make it again")
+            disk = await self._find(volume)
+            await _refuse_locked(disk, volume.name)
             if not await is_attached(disk):
                 await _check(disk, volume.name)
             await mount_image(disk, target, "ext4", options="errors=remount-ro")
             return target
+
+    async def ensure_disk(self, volume: Volume) -> Path:
+        """Raises NOT_FOUND if it is not here."""
+        async with self._lock(volume.id):
+            if is_mountpoint(self._mounts / volume.id):
+                raise conflict(
+                    f"volume {volume.name} is mounted on this node for containers or sandboxes: no machine can have it",
+                    hint="stop the instances that have it first",
+                )
+            disk = await self._find(volume)
+            await _await_detached(disk, volume.name)
+            await _refuse_locked(disk, volume.name)
+            await _check(disk, volume.name)
+            return disk
+
+    async def _find(self, volume: Volume) -> Path:
+        disk = await self._open() / f"{volume.id}.img"
+        if not disk.exists():
+            raise not_found(f"volume {volume.name} has no disk on this node", hint="remove it and make it again")
+        return disk
 
     async def ensure_unmounted(self, volume_id: str) -> None:
         async with self._lock(volume_id):
@@ -82,14 +105,28 @@ class DiskVolumes:
             disk = await self._open() / f"{volume_id}.img"
             disk.unlink(missing_ok=True)
 
-    async def recover(self, volumes: Collection[Volume]) -> None:
+    async def base_disk(self, key: str, make: Callable[[Path], Awaitable[None]], *, need_bytes: int = 0) -> Path:
+        return await self._roots.base(key, make, need_bytes)
+
+    async def root_disk(self, instance_id: str, base: Path) -> Path:
+        return await self._roots.root(instance_id, base)
+
+    async def remove_root_disk(self, instance_id: str) -> None:
+        await self._roots.remove(instance_id)
+
+    async def collect_bases(self, used_keys: Collection[str]) -> int:
+        return await self._roots.collect(used_keys)
+
+    async def recover(self, volumes: Collection[Volume], instances: Collection[str]) -> None:
         known = {volume.id for volume in volumes}
         for mounted in _entries(self._mounts):
             if mounted.name not in known:
                 await self.ensure_unmounted(mounted.name)
         if not self._pool.exists():
             return
-        for file in _entries(await self._open()):
+        directory = await self._open()
+        await self._roots.recover(directory, instances)
+        for file in _entries(directory):
             if file.suffix == ".new":
                 file.unlink()
             elif file.suffix == ".img" and file.stem not in known:
@@ -98,6 +135,7 @@ class DiskVolumes:
     async def close(self) -> None:
         if any(is_mountpoint(target) for target in _entries(self._mounts)):
             return
+        self._roots.tidy()
         await self._pool.ensure_closed()
         await unmount(self._place)
         for directory in (*_entries(self._mounts), self._mounts, self._place):
@@ -130,6 +168,25 @@ async def _make_filesystem(file: Path, size_bytes: int) -> None:
         if "No space left" in error.message:
             raise exhausted(f"no space for a volume: the disk of {file.parent} is full", hint="free some") from error
         raise
+
+
+async def _await_detached(disk: Path, name: str) -> None:
+    """Raises CONFLICT if something of this host still has it mounted: a machine would be a second writer."""
+    try:
+        async with asyncio.timeout(_DETACH_WAIT_S):
+            while await is_attached(disk):  # noqa: ASYNC110  (the kernel does not tell)
+                await asyncio.sleep(_DETACH_POLL_S)
+    except TimeoutError as error:
+        raise conflict(
+            f"volume {name} is still mounted in some mount namespace of this host: no machine can have it",
+            hint=f"end the processes that hold it: grep -l {disk.stem} /proc/[0-9]*/mountinfo",
+        ) from error
+
+
+async def _refuse_locked(disk: Path, name: str) -> None:
+    """Whoever is thought to hold it: two writers would destroy its filesystem."""
+    if await is_locked(disk):
+        raise conflict(f"volume {name} is the disk of a machine that still runs", hint="stop that machine first")
 
 
 async def _check(disk: Path, name: str) -> None:

@@ -9,10 +9,12 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from alveole.host.blocking import in_thread
 from alveole.host.loop import grow_device, mount_image
 from alveole.host.mount import unmount
+from alveole.host.mountinfo import is_mountpoint
 from alveole.host.process import run
 from alveole.model.error import exhausted
 
@@ -38,6 +40,12 @@ class Pool:
     def exists(self) -> bool:
         """Whether a volume was ever made here."""
         return self._root.exists() and any(self._root.iterdir())
+
+    def opened(self) -> Path | None:
+        """The directory that holds the disks, if it can be reached now."""
+        if self._file.exists():
+            return self._mountpoint if is_mountpoint(self._mountpoint) else None
+        return self._root if self._root.exists() else None
 
     async def ensure_open(self) -> Path:
         """The directory that holds the disks."""
@@ -77,6 +85,16 @@ class Pool:
                 hint="make it smaller, or the disk larger",
             )
         self._require_space(f"volume {name}")
+        await self._ensure_free(directory, size_bytes)
+
+    async def ensure_space(self, size_bytes: int, what: str) -> None:
+        """Raise EXHAUSTED unless ``size_bytes`` can be written here now; ``what`` they are for is told."""
+        directory = await self.ensure_open()
+        self._require_space(what, size_bytes)
+        await self._ensure_free(directory, size_bytes)
+
+    async def _ensure_free(self, directory: Path, size_bytes: int) -> None:
+        """Grow the pool file if that little is free in it."""
         if directory == self._mountpoint and _available_bytes(directory) < size_bytes + _RESERVE_BYTES:
             await self._grow()
 
@@ -90,8 +108,8 @@ class Pool:
             await grow_device(self._mountpoint)
             await run(["xfs_growfs", "-d", str(self._mountpoint)], timeout_s=_MKFS_TIMEOUT_S)
 
-    def _require_space(self, what: str) -> None:
-        if _available_bytes(self._root) < _RESERVE_BYTES:
+    def _require_space(self, what: str, size_bytes: int = 0) -> None:
+        if _available_bytes(self._root) < size_bytes + _RESERVE_BYTES:
             raise exhausted(f"no space for {what}: the disk of {self._root} is full", hint="free some space on it")
 
     def _capacity_bytes(self) -> int:
@@ -122,13 +140,18 @@ def rename_durably(new: Path, final: Path) -> None:
         os.close(directory)
 
 
+def clone(source: IO[bytes], copy: IO[bytes]) -> None:
+    """Let ``copy`` share all blocks of ``source`` until either is written to. Raises OSError without reflink."""
+    fcntl.ioctl(copy, _FICLONE, source.fileno())
+
+
 def _has_reflink(directory: Path) -> bool:
     """Measured, as neither a filesystem's name nor its version tells."""
     with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as copy:
         source.write(bytes(4096))
         source.flush()
         try:
-            fcntl.ioctl(copy, _FICLONE, source.fileno())
+            clone(source, copy)
         except OSError:
             return False
         return True
