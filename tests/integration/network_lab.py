@@ -112,14 +112,23 @@ def laboratory(directory: Path) -> Iterator[Lab]:
 
 
 @contextmanager
-def neighbour(device: str, host_address: str, its_address: str) -> Iterator[int]:
-    """Another machine beside the host, on a /24 with it: a namespace, open as the descriptor given."""
+def fresh_namespace() -> Iterator[int]:
+    """A network namespace that lives until the end, open as the descriptor given."""
     home = _namespace_fd()
     _checked(_libc.unshare(NEWNET))
     namespace = _namespace_fd()
     _checked(_libc.setns(home, NEWNET))
     os.close(home)
     try:
+        yield namespace
+    finally:
+        os.close(namespace)
+
+
+@contextmanager
+def neighbour(device: str, host_address: str, its_address: str) -> Iterator[int]:
+    """Another machine beside the host, on a /24 with it: a namespace, open as the descriptor given."""
+    with fresh_namespace() as namespace:
         with Netlink() as host:
             host.send([new_veth(device, "02:00:00:00:01:01", "eth0", "02:00:00:00:01:02", namespace)])
         sh("ip", "address", "add", f"{host_address}/24", "dev", device)
@@ -128,8 +137,6 @@ def neighbour(device: str, host_address: str, its_address: str) -> Iterator[int]
             sh("ip", "address", "add", f"{its_address}/24", "dev", "eth0")
             sh("ip", "link", "set", "eth0", "up")
         yield namespace
-    finally:
-        os.close(namespace)
 
 
 @asynccontextmanager
@@ -166,6 +173,7 @@ async def attach(
     mode: str = "network",
     ids: Ids | None = None,
     shifted: bool = True,
+    machine: str = "",
 ) -> Attachment:
     """An instance of this name in ``network``, the ``host``-th address of its subnet."""
     network = network or make_network()
@@ -180,6 +188,7 @@ async def attach(
         ports=ports,
         ids=ids,
         shifted=shifted,
+        machine=machine,
     )
 
 

@@ -174,10 +174,11 @@ def delete_link(name: str) -> Message:
     return Message(_DELLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _text(3, name), f"remove device {name}")
 
 
-def link_up(name: str, *, arp: bool = True) -> Message:
+def link_up(name: str, *, arp: bool = True, mac: str = "") -> Message:
     """Up; without ``arp`` it neither answers nor learns from ARP, so that its peer cannot fill the host's table."""
     flags, mask = (_UP, _UP) if arp else (_UP | _NOARP, _UP | _NOARP)
-    return Message(_NEWLINK, 0, _LINK.pack(0, 0, 0, flags, mask) + _text(3, name), f"set {name} up")
+    payload = _LINK.pack(0, 0, 0, flags, mask) + _text(3, name) + (_attribute(1, _mac(mac)) if mac else b"")
+    return Message(_NEWLINK, 0, payload, f"set {name} up")
 
 
 def new_address(index: int, address: str) -> Message:

@@ -201,14 +201,21 @@ def remove_pins(directory: Path) -> None:
 
 
 @contextmanager
-def netlink_inside(pin: Path) -> Iterator[Netlink]:
-    """A netlink socket of the network namespace pinned at ``pin``: made there, used from here. Blocks."""
+def entered(pin: Path) -> Iterator[None]:
+    """The calling thread, and no other, in the network namespace pinned at ``pin``. Blocks."""
     with Path("/proc/thread-self/ns/net").open("rb") as home, pin.open("rb") as inside:
         _enter(inside.fileno())
         try:
-            connection = Netlink()
+            yield
         finally:
             _enter(home.fileno())
+
+
+@contextmanager
+def netlink_inside(pin: Path) -> Iterator[Netlink]:
+    """A netlink socket of the network namespace pinned at ``pin``: made there, used from here. Blocks."""
+    with entered(pin):
+        connection = Netlink()
     with connection:
         yield connection
 

@@ -13,6 +13,8 @@ from alveole.model.error import internal, unsupported
 
 _LIBRARY = "libnftables.so.1"
 _RULESET_TIMEOUT_S = 30.0
+_turn = threading.Lock()
+"""The library serves one thread at a time: its contexts share a cache of devices and a count of users."""
 
 
 async def load(text: str) -> None:
@@ -37,7 +39,7 @@ async def list_tables() -> list[str]:
 
 
 class Library:
-    """A libnftables context. ``execute`` blocks: call it in a thread."""
+    """A libnftables context of the network namespace it is made in. ``execute`` blocks: call it in a thread."""
 
     def __init__(self) -> None:
         """Raises AlveoleError(UNSUPPORTED) if the library is not installed."""
@@ -51,14 +53,14 @@ class Library:
         self._library.nft_run_cmd_from_buffer.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
         self._library.nft_ctx_get_error_buffer.argtypes = (ctypes.c_void_p,)
         self._library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-        self._turn = threading.Lock()  # a context serves one thread at a time
-        self._context: int | None = self._library.nft_ctx_new(0)
+        with _turn:
+            self._context: int | None = self._library.nft_ctx_new(0)
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
 
     def execute(self, text: str) -> None:
         """Carry out a few commands as one transaction. Raises AlveoleError with the library's words."""
-        with self._turn:
+        with _turn:
             if self._context is None:
                 raise OSError(errno.EBADF, "the nftables library was closed")
             if self._library.nft_run_cmd_from_buffer(self._context, text.encode()) == 0:
@@ -67,7 +69,7 @@ class Library:
         raise internal(f"nftables refused: {words.splitlines()[0] if words else 'without a reason'}", hint=text.strip())
 
     def close(self) -> None:
-        with self._turn:
+        with _turn:
             context, self._context = self._context, None
             if context is not None:
                 self._library.nft_ctx_free(context)

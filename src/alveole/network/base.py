@@ -6,7 +6,14 @@ from typing import Protocol
 from alveole.model.base import Record
 from alveole.model.instance import Port
 from alveole.model.network import Network
-from alveole.runtime.base import Ids
+from alveole.runtime.base import Card, Ids
+
+GUEST_PREFIX = "192.0.0.0/29"
+"""Set apart for stateless translation (RFC 7335): no network has these addresses for anything else."""
+GUEST_ADDRESS, GUEST_GATEWAY = "192.0.0.2", "192.0.0.1"
+CONTROL_ADDRESS, CONTROL_GATEWAY = "169.254.0.2", "169.254.0.1"
+GUEST_MAC, GUEST_GATEWAY_MAC = "02:00:00:00:00:04", "02:00:00:00:00:03"
+TAP = "tap0"
 
 
 class Attachment(Record):
@@ -25,6 +32,7 @@ class Attachment(Record):
     internal: bool
     address: str
     ports: tuple[Port, ...]
+    card: Card | None = None  # of a machine, else None
 
 
 class NetworkDriver(Protocol):
@@ -47,8 +55,12 @@ class NetworkDriver(Protocol):
         ports: tuple[Port, ...],
         ids: Ids | None,  # the range it already has from a former run; None: give it one
         shifted: bool,  # whether it wants a user namespace
+        machine: str = "",  # constant | same: what its guest sees as its own address; empty: it is no machine
     ) -> Attachment:
         """Give the instance its namespaces, address, published ports and name.
+
+        A machine gets a tap (``Attachment.card``) in its namespace, which the host's user ``ids_base + 1`` may open.
+        It must be ``shifted``, and cannot share the host's network.
 
         Called again for the same, it gives back an address that was taken off (a sandbox does so when it starts).
         Raises EXISTS when a host port is taken, naming the port; EXHAUSTED when no id range is left.
@@ -75,7 +87,7 @@ class NetworkDriver(Protocol):
         ...
 
     def resolv_conf(self, attachment: Attachment) -> str:
-        """The contents of /etc/resolv.conf for it."""
+        """The contents of /etc/resolv.conf for it, as a guest sees it if it is a machine."""
         ...
 
     async def close(self, *, keep: bool) -> None:

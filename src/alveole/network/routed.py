@@ -36,6 +36,7 @@ from alveole.model.network import Network
 from alveole.network import forwarding
 from alveole.network.base import Attachment
 from alveole.network.dns import DnsServer, Upstream, host_resolvers
+from alveole.network.machine import card_for, plug
 from alveole.network.names import Member, Zone
 from alveole.network.ports import HostPorts, checked_address
 from alveole.network.relay import Relays
@@ -100,10 +101,13 @@ class RoutedNetwork:
         ports: tuple[Port, ...],
         ids: Ids | None,
         shifted: bool,
+        machine: str = "",
     ) -> Attachment:
         make = Make(user=shifted, network=mode != "host", device=mode == "network")
         if make.device and network is None:
             raise internal(f"instance {name} was placed without its network")
+        if machine and not (make.user and make.network):
+            raise internal(f"machine {name} was given no namespaces of its own")
         used = network if make.device else None
         wanted = Attachment(
             instance_id=instance_id,
@@ -119,6 +123,7 @@ class RoutedNetwork:
             internal=used.internal if used else False,
             address=address if used else "",
             ports=tuple(port.replace(host_address=checked_address(port)) for port in ports) if used else (),
+            card=card_for(machine, address if used else "", self._identity.gateway) if machine else None,
         )
         known = self._attached.get(instance_id)
         if known and wanted == _without_slot(known):
@@ -173,7 +178,8 @@ class RoutedNetwork:
 
     def resolv_conf(self, attachment: Attachment) -> str:
         if attachment.interface:
-            return f"nameserver {self._identity.gateway}\noptions ndots:0\n"
+            card = attachment.card
+            return f"nameserver {card.gateway if card else self._identity.gateway}\noptions ndots:0\n"
         if attachment.network_namespace:
             return ""
         return _HOST_RESOLV_CONF.read_text() if _HOST_RESOLV_CONF.exists() else ""
@@ -237,12 +243,22 @@ class RoutedNetwork:
     async def _connect(self, attachment: Attachment) -> None:
         """Give it its address and let its packets pass. Idempotent: a sandbox takes the address off its device."""
         if not attachment.interface:
+            if attachment.card:
+                await in_thread(partial(plug, attachment, attachment.card, self._identity.gateway))
             return
         async with self._rules:
             self._admitted.add(attachment.instance_id)
             await in_thread(partial(self._configure, attachment))
 
     def _configure(self, attachment: Attachment) -> None:
+        if attachment.card:
+            plug(attachment, attachment.card, self._identity.gateway)
+        else:
+            self._give_address(attachment)
+        self._ensure_route(attachment)
+        self._library.execute(admit(self._identity, attachment))
+
+    def _give_address(self, attachment: Attachment) -> None:
         gateway = self._identity.gateway
         with netlink_inside(Path(attachment.network_namespace)) as inside:
             index = _index(inside, INNER_DEVICE)
@@ -253,8 +269,6 @@ class RoutedNetwork:
                     new_default_route(index, gateway),
                 ]
             )
-        self._ensure_route(attachment)
-        self._library.execute(admit(self._identity, attachment))
 
     def _ensure_route(self, attachment: Attachment) -> None:
         with Netlink() as host:
