@@ -160,6 +160,7 @@ class FakeNetwork:
         ports: tuple[Port, ...],
         ids: Ids | None,
         shifted: bool,
+        machine: str = "",
     ) -> Attachment:
         self._refuse_taken(instance_id, address, ports)
         base = ids.base if ids else self._range() if shifted else 0
