@@ -166,7 +166,7 @@ async def test_kill_ends_what_ignores_signals(here: World) -> None:
 
 
 async def test_lack_of_memory_is_told(here: World) -> None:
-    runtime, cell = here.reopen(), here.cell(*HOG, resources=Resources(memory_bytes=96 << 20))
+    runtime, cell = here.reopen(), here.cell(*HOG, resources=Resources(memory_bytes=128 << 20))
     handle = await runtime.create(cell)
     await runtime.start(handle)
     ended = await asyncio.wait_for(runtime.wait(handle), SECONDS)

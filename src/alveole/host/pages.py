@@ -1,9 +1,9 @@
 """The pages of a process that are its own: not those of the file that its memory is mapped from.
 
 Found by PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst), read and written through /proc/PID/mem.
-Run as a child of the daemon, since all of that takes time: ``python -I -S pages.py save PID MEMORY FILE`` and ``... load
-PID MEMORY FILE``. MEMORY is the file that is mapped, FILE a file of the same size that holds nothing but private pages
-at their offsets.
+Run as a child of the daemon, since all of that takes time: ``python -I -S pages.py save PID MEMORY FILE`` and
+``... load PID MEMORY FILE``. MEMORY is the file that is mapped, FILE a file of the same size that holds nothing but
+private pages at their offsets. ``... digest FILE...`` prints the sha256 of each, of its holes only where they are.
 
 ``save`` waits for a line of input twice, so that the process need not stand still for what can be done before or after:
 first it takes the memory it will need; at the first line, to be sent when the process stands still, it reads all pages
@@ -18,6 +18,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 PAGE_BYTES = 4096
@@ -110,6 +111,17 @@ def load(pid: int, memory: Path, source: Path) -> None:
             position += os.pwrite(target, chunk, start + position)
 
 
+def digest(*paths: Path) -> None:
+    for path in paths:
+        found = sha256(str(path.stat().st_size).encode())
+        with path.open("rb") as file:
+            for first, last in _data(file.fileno()):
+                found.update(f" {first} {last} ".encode())
+                for position in range(first, last, _CHUNK_BYTES):
+                    found.update(os.pread(file.fileno(), min(_CHUNK_BYTES, last - position), position))
+        print(found.hexdigest())
+
+
 def _data(file: int) -> Iterator[tuple[int, int]]:
     """(start, end) of each part of a sparse file that is no hole."""
     end, position = os.fstat(file).st_size, 0
@@ -128,4 +140,7 @@ def _await_line() -> None:
 
 
 if __name__ == "__main__":
-    {"save": save, "load": load}[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    if sys.argv[1] == "digest":
+        digest(*map(Path, sys.argv[2:]))
+    else:
+        {"save": save, "load": load}[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))

@@ -98,6 +98,7 @@ class Cell:
     block_device: str = ""  # "major:minor" of the disk that holds root, if I/O limits are wanted
     root_disk: Path | None = None  # a machine's: raw, its own, holds an ext4 filesystem
     card: Card | None = None  # a machine's
+    template: bool = True  # a machine's: it goes on from a template instead of booting
 
 
 class Handle(Record):

@@ -119,7 +119,7 @@ class AttachStream:
     def __init__(self, connection: socket.socket, place: conmon.Place, exit_code: ExitCode, *, tty: bool) -> None:
         self._connection = connection
         self._place = place
-        self._exit_code = exit_code
+        self.exit_code = exit_code
         self._tty = tty
         self.on_resize: Callable[[int, int], Awaitable[None]] | None = None  # where a terminal beyond ours is told
 
@@ -164,7 +164,7 @@ class AttachStream:
                 yield _ATTACH_STREAMS[packet[0]], packet[1:]
 
     async def wait(self) -> int:
-        return await self._exit_code()
+        return await self.exit_code()
 
     async def close(self) -> None:
         self._connection.close()

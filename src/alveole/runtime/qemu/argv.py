@@ -1,9 +1,12 @@
 """One machine -> the arguments of QEMU. A pure function: paths are as QEMU sees them in its jail.
 
-Devices have fixed addresses and disks are named block nodes, so that a machine can be cloned with other disks.
+All that the guest can see of a machine's beginning is its *shape*: machines of one shape can be started from what one
+of them has become. What differs between them is plugged in while they run.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from alveole.runtime.base import Card
 
@@ -15,34 +18,35 @@ PLACE = "/machine"
 """Where the jail holds what is this machine's own: files below are named here for both sides."""
 
 CONTROL, STATUS, COMMANDS, CONSOLE, WORDS = "control", "status", "commands", "console", "words"
-FILES = (STATUS, COMMANDS, CONSOLE, WORDS)
-"""Regular files that QEMU writes: what the guest tells (two), its serial console, QEMU's own last words."""
+STATE = "state"
+FILES = (STATUS, COMMANDS, CONSOLE, WORDS, STATE)
+"""Regular files of QEMU: what the guest tells (two), its serial console, QEMU's last words, the state of devices."""
+
+MONITOR = "qmp"
+"""A directory, the only one that QEMU may make entries in: for its socket."""
 
 FIFOS = (f"{CONTROL}.in", f"{CONTROL}.out")
 KERNEL, INITRAMFS, MEMORY, DISKS, BINDS = "kernel", "initramfs", "memory", "disks", "binds"
 
 _TRANSLATION_MIB = 64  # of TCG's translated code
-_FIRST_DISK_SLOT = 8  # on the PCI bus, after the fixed devices
+_CARD_SLOT, _ROOT_SLOT = 6, 7  # on the PCI bus
+_INCOMING = ("-incoming", "defer", "-global", "migration.send-configuration=off")
 _STDIN, _STDOUT, _STDERR = 3, 4, 5
 # Its own standard streams are nobody's: those of the instance are passed on under other numbers, and a terminal is
 # made to pass every byte as it is.
-_LAUNCH = 'exec 3<&0 4>&1 5>&2 0</dev/null >>"$1" 2>&1; shift; [ ! -t 3 ] || stty raw -echo <&3; exec "$@"'
+_LAUNCH = 'exec 4>&1 5>&2 {stdin} 0</dev/null >>"$1" 2>&1; shift; [ ! -t 3 ] || stty raw -echo <&3; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
-    """A raw disk below DISKS. The guest finds it by its ``name``, which is its serial number."""
+class Part:
+    """What is plugged into a running machine: a raw disk below DISKS, or a directory below BINDS shared by 9p.
+
+    The guest finds it by its ``name``, which is a disk's serial number and a directory's tag.
+    """
 
     name: str  # at most 20 characters
-    read_only: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bind:
-    """A directory of the host below BINDS, shared with the guest by 9p under the tag ``name``."""
-
-    name: str
     read_only: bool
+    is_disk: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,31 +58,51 @@ class Machine:
     card: Card
     tty: bool
     stdin: bool  # without tty: whether it reads its standard input
-    disks: tuple[Disk, ...]  # the first holds the root file system
-    binds: tuple[Bind, ...] = ()
+    root_bytes: int  # size of the disk that holds the root file system
+    root_read_only: bool
+    parts: tuple[Part, ...]
 
 
-def command(machine: Machine) -> tuple[str, ...]:
-    """What runs in the jail: QEMU, its standard streams put where it wants them."""
-    return ("sh", "-c", _LAUNCH, "sh", f"{PLACE}/{WORDS}", PROGRAM, *arguments(machine))
+def command(machine: Machine, *, incoming: bool) -> tuple[str, ...]:
+    """What runs in the jail: QEMU, its standard streams put where it wants them.
+
+    ``incoming``: it does not boot, but waits for the state that it goes on from.
+    """
+    return (
+        *("sh", "-c", _LAUNCH.format(stdin="3<&0" if machine.stdin or machine.tty else "3</dev/null")),
+        *("sh", f"{PLACE}/{WORDS}", PROGRAM, "-name", machine.id),
+        *shape(machine),
+        *_backends(machine),
+        *(_INCOMING if incoming else ()),
+    )
 
 
-def arguments(machine: Machine) -> tuple[str, ...]:
+def shape(machine: Machine) -> tuple[str, ...]:
+    """What the guest can see. Equal for machines of which one can go on where the other stopped."""
     return (
         *_base(machine),
         *_memory(machine),
         *_guest_system(machine),
         *_channels(machine),
-        *_network(machine.card),
-        *(word for number, disk in enumerate(machine.disks) for word in _disk(disk, _FIRST_DISK_SLOT + number)),
-        *(word for bind in machine.binds for word in _bind(bind)),
+        *("-device", f"virtio-net-pci,netdev=network,mac={machine.card.mac},addr={_CARD_SLOT:#x},romfile="),
+        *_root_disk(machine),
+    )
+
+
+def _backends(machine: Machine) -> tuple[str, ...]:
+    """What the guest cannot see."""
+    shared = (part for part in machine.parts if not part.is_disk)
+    return (
+        *("-qmp", f"unix:{PLACE}/{MONITOR}/socket,server=on,wait=off"),
+        *("-netdev", f"tap,id=network,ifname={machine.card.device},script=no,downscript=no,vhost=off"),
+        *(word for part in shared for word in ("-fsdev", _directory(part))),
     )
 
 
 def _base(machine: Machine) -> tuple[str, ...]:
     accelerator = f"tcg,thread=multi,tb-size={_TRANSLATION_MIB}" if machine.accelerator == "tcg" else "kvm"
     return (
-        *("-name", machine.id, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", f"{MACHINE_TYPE},usb=off,vmport=off,memory-backend=memory"),
         *("-accel", accelerator, "-cpu", "max", "-smp", str(machine.cpus)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
@@ -113,7 +137,7 @@ def _channels(machine: Machine) -> tuple[str, ...]:
         *("-device", "virtserialport,bus=ports.0,nr=2,chardev=status,name=status"),
         *("-chardev", f"file,id=commands,path={PLACE}/{COMMANDS},append=on"),
         *("-device", "virtserialport,bus=ports.0,nr=6,chardev=commands,name=commands"),
-        *(_terminal() if machine.tty else _pipes(stdin=machine.stdin)),
+        *(_terminal() if machine.tty else _pipes()),
     )
 
 
@@ -124,12 +148,11 @@ def _terminal() -> tuple[str, ...]:
     )
 
 
-def _pipes(*, stdin: bool) -> tuple[str, ...]:
+def _pipes() -> tuple[str, ...]:
     """A port each: one whose input has ended passes on no output either."""
-    source = "/dev/fdset/1" if stdin else "/dev/null"
     return (
         *("-add-fd", f"fd={_STDIN},set=1", "-add-fd", f"fd={_STDOUT},set=2", "-add-fd", f"fd={_STDERR},set=3"),
-        *("-chardev", f"file,id=stdin,path=/dev/null,input-path={source}"),
+        *("-chardev", "file,id=stdin,path=/dev/null,input-path=/dev/fdset/1"),
         *("-device", "virtserialport,bus=ports.0,nr=3,chardev=stdin,name=stdin"),
         *("-chardev", "file,id=stdout,path=/dev/fdset/2,append=on"),
         *("-device", "virtserialport,bus=ports.0,nr=4,chardev=stdout,name=stdout"),
@@ -138,25 +161,25 @@ def _pipes(*, stdin: bool) -> tuple[str, ...]:
     )
 
 
-def _network(card: Card) -> tuple[str, ...]:
+def _root_disk(machine: Machine) -> tuple[str, ...]:
+    access = "on" if machine.root_read_only else "off"
+    file = f"file.driver=file,file.filename={PLACE}/{DISKS}/root,file.locking=off"
     return (
-        *("-netdev", f"tap,id=network,ifname={card.device},script=no,downscript=no,vhost=off"),
-        *("-device", f"virtio-net-pci,netdev=network,mac={card.mac},addr=0x6,romfile="),
+        *("-blockdev", f"driver=raw,node-name=root,discard=unmap,size={machine.root_bytes},read-only={access},{file}"),
+        *("-device", f"virtio-blk-pci,id=root-device,drive=root,serial=root,addr={_ROOT_SLOT:#x}"),
     )
 
 
-def _disk(disk: Disk, slot: int) -> tuple[str, ...]:
-    node = f"driver=raw,node-name={disk.name},discard=unmap,file.driver=file,file.filename={PLACE}/{DISKS}/{disk.name}"
-    access = "on" if disk.read_only else "off"
-    return (
-        *("-blockdev", f"{node},read-only={access},file.locking=off"),
-        *("-device", f"virtio-blk-pci,drive={disk.name},serial={disk.name},addr={slot:#x}"),
-    )
+def _directory(part: Part) -> str:
+    access = ",readonly=on" if part.read_only else ""
+    return f"local,id={part.name},path={PLACE}/{BINDS}/{part.name},security_model=none{access}"
 
 
-def _bind(bind: Bind) -> tuple[str, ...]:
-    access = ",readonly=on" if bind.read_only else ""
-    return (
-        *("-fsdev", f"local,id={bind.name},path={PLACE}/{BINDS}/{bind.name},security_model=none{access}"),
-        *("-device", f"virtio-9p-pci,fsdev={bind.name},mount_tag={bind.name}"),
-    )
+def plug(part: Part) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The monitor's commands that plug it in."""
+    if not part.is_disk:
+        return (("device_add", {"driver": "virtio-9p-pci", "fsdev": part.name, "mount_tag": part.name}),)
+    file = {"driver": "file", "filename": f"{PLACE}/{DISKS}/{part.name}", "locking": "off"}
+    node = {"driver": "raw", "node-name": part.name, "discard": "unmap", "read-only": part.read_only, "file": file}
+    device = {"driver": "virtio-blk-pci", "id": f"{part.name}-device", "drive": part.name, "serial": part.name}
+    return (("blockdev-add", node), ("device_add", device))

@@ -8,9 +8,9 @@ the guest gets as its seed, and one that conmon and crun run here.
 import math
 import secrets
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from alveole.host.blocking import in_thread
 from alveole.host.cgroup import Cgroups
@@ -18,62 +18,77 @@ from alveole.host.mount import unmount
 from alveole.host.probe.finding import Status
 from alveole.host.probe.machine import kvm
 from alveole.host.process import run
+from alveole.host.qmp import connected
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
 from alveole.model.error import AlveoleError, conflict, internal, invalid
 from alveole.runtime import bundle, execution
-from alveole.runtime.base import Cell, Exit, Handle, Process, Recovered, State
+from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recovered, State
 from alveole.runtime.faults import fault
-from alveole.runtime.oci import OciRuntime, is_alive, reason_of
-from alveole.runtime.qemu import seed
-from alveole.runtime.qemu.argv import CONSOLE, MACHINE_TYPE, PROGRAM, WORDS, Bind, Disk, Machine
-from alveole.runtime.qemu.boot import BootFiles
+from alveole.runtime.oci import is_alive, reason_of
+from alveole.runtime.qemu import capture, seed
+from alveole.runtime.qemu.argv import CONSOLE, MACHINE_TYPE, PROGRAM, WORDS, Machine, Part, plug, shape
+from alveole.runtime.qemu.boot import Boot, BootFiles
+from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
-from alveole.runtime.qemu.guest import Guest
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, user_of, with_devices
+from alveole.runtime.qemu.guest import Guest, Told
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, user_of
+from alveole.runtime.qemu.template import Template, Templates, key_of
 from alveole.runtime.streams import AttachStream
 
 DEFAULT_MEMORY_BYTES = 512 << 20
 LEAST_MEMORY_BYTES = 128 << 20
-_BOOT_TIMEOUT_S = 120.0
 _START_TIMEOUT_S = 60.0
 _TOOL_TIMEOUT_S = 30.0
 _WORDS_LIMIT_BYTES = 4096
-_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
+_GUEST_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
 
 class About(Record):
-    """What is kept of a machine beside its handle, and told by ``inspect``."""
+    """What is kept of a machine beside its handle."""
 
     machine_type: str
     accelerator: str
-    cpu_model: str
     memory_mib: int
     cpus: int
     kernel: str
+    qemu: str
+    template: str  # key of the one it went on from; empty: it booted
     control_address: str
     args: tuple[str, ...]
     workdir: str
 
 
-class QemuRuntime(OciRuntime):
+class QemuRuntime:
     """Implements alveole.runtime.base.Runtime."""
 
     def __init__(self, run_directory: Path, state: Path, cgroups: Cgroups, accelerator: str = "") -> None:
         """``run_directory`` is gone after a reboot, ``state`` persists; ``accelerator`` empty: as measured."""
-        super().__init__(Jail(run_directory), cgroups)
+        self._jail = Jail(run_directory, cgroups)
+        self._run_directory = run_directory
         self._state = state
         self._boot = BootFiles(state)
         self._accelerator = accelerator
+        self._version = ""
+        self.templates = Templates(state / "templates")
+
+    @property
+    def name(self) -> str:
+        return self._jail.name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._jail.capabilities
 
     async def probe(self) -> str:
-        if lacking := await super().probe():
+        if lacking := await self._jail.probe():
             return lacking
         for program, package in ((PROGRAM, "qemu-system-x86"), ("ssh", "openssh-client")):
             if not shutil.which(program):
                 return f"{program} is not installed (install the package {package})"
         try:
             await self._boot.ensure()
+            await self._qemu()
         except AlveoleError as error:
             return f"{error.message} ({error.hint})" if error.hint else error.message
         return ""
@@ -84,41 +99,46 @@ class QemuRuntime(OciRuntime):
             self._accelerator = "kvm" if (await kvm()).status is Status.OK else "tcg"
         return self._accelerator
 
+    async def _qemu(self) -> str:
+        if not self._version:
+            told = await run([PROGRAM, "--version"], timeout_s=_TOOL_TIMEOUT_S)
+            self._version = told.text.partition("\n")[0].removeprefix("QEMU emulator version ")
+        return self._version
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
     async def create(self, cell: Cell) -> Handle:
-        """Boot it up to where its guest waits for what it shall be."""
+        """Bring it to where its guest waits for what it shall be."""
         try:
-            return await self._boot_up(cell)
+            await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
+            return await self._create(cell)
         except BaseException:
             await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
             raise
 
-    async def _boot_up(self, cell: Cell) -> Handle:
-        await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
+    async def _create(self, cell: Cell) -> Handle:
         files = frozenset(mount.source for mount in cell.mounts if mount.source and mount.source.is_file())
         how = seed.plan(cell.mounts, files)
         machine = await self._machine(cell, how)
-        boot = await self._boot.ensure()
-        place = _own(cell.run_directory)
-        await make_place(place, user_of(cell))
+        furniture = await self._furniture(cell, how, await self._boot.ensure(), machine)
+        template = await self._template(cell, machine, furniture) if cell.template else None
+        if template:
+            furniture = replace(furniture, memory=template.memory)
+        await make_place(furniture.place, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
-        about = About(
-            machine_type=MACHINE_TYPE,
-            accelerator=machine.accelerator,
-            cpu_model="max",
-            memory_mib=machine.memory_mib,
-            cpus=machine.cpus,
-            kernel=boot.kernel.version,
-            control_address=machine.card.control_address,
-            args=cell.process.args,
-            workdir=cell.process.workdir,
-        )
-        (cell.directory / "machine.json").write_bytes(about.to_json())
-        memory = await in_thread(lambda: self._empty_memory(machine.memory_mib))
-        furniture = Furniture(root=make_root(self._state / "root"), place=place, boot=boot, memory=memory)
-        handle = await super().create(jailed(cell, machine, how, furniture))
-        await super().start(handle)
-        await self._until(handle, "waiting", _BOOT_TIMEOUT_S)
+        await self._note(cell, machine, furniture.boot, template)
+        handle = await self._jail.create(jailed(cell, machine, furniture, incoming=template is not None))
+        await self._jail.start(handle)
+        try:
+            if template:
+                memory, state = furniture.memory, template.state
+                await capture.load(handle.pid, memory, furniture.place, state, None, name=cell.id)
+            else:
+                await wait_until_booted(handle, furniture.place)
+            await _plug(machine, furniture.place)
+        except AlveoleError as error:
+            raise _with_words(error, furniture.place) from error
         return handle
 
     async def _machine(self, cell: Cell, how: seed.Plan) -> Machine:
@@ -139,15 +159,38 @@ class QemuRuntime(OciRuntime):
             card=cell.card,
             tty=cell.process.tty,
             stdin=cell.process.stdin,
-            disks=(
-                Disk(name="root", read_only=cell.read_only),
-                *(Disk(name=name, read_only=mount.read_only) for name, mount in how.disks),
+            root_bytes=cell.root_disk.stat().st_size,
+            root_read_only=cell.read_only,
+            parts=(
+                *(Part(name=name, read_only=mount.read_only, is_disk=True) for name, mount in how.disks),
+                *(Part(name=name, read_only=mount.read_only, is_disk=False) for name, mount in how.binds),
             ),
-            binds=tuple(Bind(name=name, read_only=mount.read_only) for name, mount in how.binds),
         )
 
-    def _config(self, cell: Cell, kept: frozenset[str]) -> dict[str, Any]:
-        return with_devices(super()._config(cell, kept), self._accelerator)
+    async def _furniture(self, cell: Cell, how: seed.Plan, boot: Boot, machine: Machine) -> Furniture:
+        assert cell.root_disk is not None  # noqa: S101  (_machine has looked)
+        return Furniture(
+            root=make_root(self._state / "root"),
+            place=_place(cell.run_directory),
+            boot=boot,
+            memory=await in_thread(lambda: self._empty_memory(machine.memory_mib)),
+            disks={"root": cell.root_disk, **{name: mount.source for name, mount in how.disks if mount.source}},
+            binds={name: mount.source for name, mount in how.binds if mount.source},
+        )
+
+    async def _template(self, cell: Cell, machine: Machine, furniture: Furniture) -> Template:
+        boot, qemu = furniture.boot, await self._qemu()
+        key = key_of(shape(machine), (qemu, boot.kernel.version, boot.initramfs.name))
+        builder = Builder(
+            jail=self._jail,
+            cell=cell,
+            machine=machine,
+            furniture=furniture,
+            run_directory=self._run_directory / "t",
+            key=key,
+            qemu=qemu,
+        )
+        return await self.templates.ensure(key, builder.build)
 
     async def _give_disks(self, cell: Cell, how: seed.Plan) -> None:
         """QEMU opens them as their owner; whoever else may hold them later is root."""
@@ -165,47 +208,66 @@ class QemuRuntime(OciRuntime):
         path.touch(mode=0o600)
         path.write_bytes(archive)
 
+    async def _note(self, cell: Cell, machine: Machine, boot: Boot, template: Template | None) -> None:
+        about = About(
+            machine_type=MACHINE_TYPE,
+            accelerator=machine.accelerator,
+            memory_mib=machine.memory_mib,
+            cpus=machine.cpus,
+            kernel=boot.kernel.version,
+            qemu=await self._qemu(),
+            template=template.directory.name if template else "",
+            control_address=machine.card.control_address,
+            args=cell.process.args,
+            workdir=cell.process.workdir,
+        )
+        (cell.directory / "machine.json").write_bytes(about.to_json())
+
     def _empty_memory(self, size_mib: int) -> Path:
         """A sparse file that reads as zeros: what the memory of a machine that boots is mapped from."""
         path = self._state / f"memory-{size_mib}"
         if not path.exists():
-            with path.with_suffix(".new").open("wb") as file:
+            new = self._state / f"memory-{size_mib}.new"
+            with new.open("wb") as file:
                 file.truncate(size_mib << 20)
-            path.with_suffix(".new").chmod(0o444)
-            path.with_suffix(".new").rename(path)
+            new.chmod(0o444)
+            new.rename(path)
         return path
 
+    async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+        await self._jail.delete(cell_id, directory, run_directory, cgroup)
+        place = _place(run_directory)
+        await unmount(place)
+        if place.exists():
+            place.rmdir()
+        for name in ("key", "key.pub", "seed"):
+            (run_directory / name).unlink(missing_ok=True)
+        (directory / "machine.json").unlink(missing_ok=True)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
     async def start(self, handle: Handle) -> None:
-        guest, run_directory = _guest(handle), Path(handle.run_directory)
-        archive = run_directory / "seed"
+        guest, archive = _guest(handle), Path(handle.run_directory, "seed")
         if archive.exists():
             content = archive.read_bytes()
-            await guest.send(f"seed {len(content)}", content)
-        told = await self._until(handle, "started", _START_TIMEOUT_S)
+            await guest.send(f"seed {len(content)} {time.time():.0f}", content)
+        try:
+            told = await guest.until(_is_decided, alive=lambda: is_alive(handle), timeout_s=_START_TIMEOUT_S)
+        except AlveoleError as error:
+            raise _with_words(error, _place(Path(handle.run_directory))) from error
         archive.unlink(missing_ok=True)
         if (words := told.failure) is not None:
             about = _about(handle)
             raise fault(self.name, words, about.args, about.workdir)
 
-    async def _until(self, handle: Handle, what: str, timeout_s: float) -> Any:
-        """Wait for the guest. A machine that ended is an error with QEMU's own last words, or the guest kernel's."""
-        guest = _guest(handle)
-        try:
-            return await guest.until(
-                lambda told: what in told.lines or told.failure is not None or told.exit is not None,
-                alive=lambda: is_alive(handle),
-                timeout_s=timeout_s,
-            )
-        except AlveoleError as error:
-            place = _own(Path(handle.run_directory))
-            words = _tail(place / WORDS) or _tail(place / CONSOLE)
-            raise AlveoleError(error.code, f"{error.message}: {words}" if words else error.message) from error
-
     async def signal(self, handle: Handle, signal: int) -> None:
         await _guest(handle).send(f"signal {signal}")
 
+    async def kill(self, handle: Handle) -> None:
+        await self._jail.kill(handle)
+
     async def wait(self, handle: Handle) -> Exit:
-        end = await super().wait(handle)
+        end = await self._jail.wait(handle)
         told = _guest(handle).told().exit
         if told is not None:
             code, out_of_memory = told
@@ -214,17 +276,8 @@ class QemuRuntime(OciRuntime):
             return replace(end, reason="powered off" if end.code == 0 else "guest kernel panicked")
         return end
 
-    async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
-        await super().delete(cell_id, directory, run_directory, cgroup)
-        await unmount(_own(run_directory))
-        if _own(run_directory).exists():
-            _own(run_directory).rmdir()
-        for name in ("key", "key.pub", "seed"):
-            (run_directory / name).unlink(missing_ok=True)
-        (directory / "machine.json").unlink(missing_ok=True)
-
     async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
-        found = await super().recover(cell_id, directory, run_directory)
+        found = await self._jail.recover(cell_id, directory, run_directory)
         if found.state is State.RUNNING and found.handle and not _guest(found.handle).told().has_started:
             return replace(found, state=State.CREATED)
         return found
@@ -241,33 +294,67 @@ class QemuRuntime(OciRuntime):
             key=Path(handle.run_directory, "key"),
         )
         try:
-            return await execution.open_session(launcher, request, process, bundle.process(process, _LIMITS))
+            return await execution.open_session(launcher, request, process, bundle.process(process, _GUEST_LIMITS))
         except execution.NotStarted as error:
             raise fault(self.name, str(error), process.args, process.workdir) from error
 
     async def attach(self, handle: Handle) -> Stream:
-        stream = await super().attach(handle)
-        guest = _guest(handle)
+        stream, guest = await self._jail.attach(handle), _guest(handle)
 
         async def resize(rows: int, columns: int) -> None:
             await guest.send(f"resize {rows} {columns}")
 
         assert isinstance(stream, AttachStream)  # noqa: S101  (OciRuntime makes no other)
         stream.on_resize = resize if handle.tty else None
+        stream.exit_code = lambda: self._exit_code(handle)
         return stream
 
+    async def _exit_code(self, handle: Handle) -> int:
+        code = (await self.wait(handle)).code
+        if code is None:
+            raise internal(f"how instance {handle.id} ended is not known: its monitor was lost")
+        return code
 
-def _own(run_directory: Path) -> Path:
+    async def pause(self, handle: Handle) -> None:
+        await self._jail.pause(handle)
+
+    async def resume(self, handle: Handle) -> None:
+        await self._jail.resume(handle)
+
+    async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
+        await self._jail.rotate_logs(handle, log_path)
+
+
+async def _plug(machine: Machine, place: Path) -> None:
+    if not machine.parts:
+        return
+    async with connected(capture.monitor_socket(place), machine.id) as monitor:
+        for part in machine.parts:
+            for command, arguments in plug(part):
+                await monitor.execute(command, arguments)
+
+
+def _is_decided(told: Told) -> bool:
+    return told.has_started or told.failure is not None or told.exit is not None
+
+
+def _place(run_directory: Path) -> Path:
     """What the jail has as PLACE."""
     return run_directory / "m"
 
 
 def _guest(handle: Handle) -> Guest:
-    return Guest(_own(Path(handle.run_directory)))
+    return Guest(_place(Path(handle.run_directory)))
 
 
 def _about(handle: Handle) -> About:
     return About.from_json(Path(handle.directory, "machine.json").read_bytes())
+
+
+def _with_words(error: AlveoleError, place: Path) -> AlveoleError:
+    """With QEMU's own last words, or the guest kernel's."""
+    words = _tail(place / WORDS) or _tail(place / CONSOLE)
+    return AlveoleError(error.code, f"{error.message}: {words}", hint=error.hint) if words else error
 
 
 def _tail(path: Path) -> str:

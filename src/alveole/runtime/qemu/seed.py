@@ -107,7 +107,7 @@ def _script(cell: Cell, how: Plan) -> str:
         lines += [f"mkdir -p /disks/{name}", f'mount -t ext4 -o {options} "$(disk {name})" /disks/{name}']
     for name, _ in how.binds:
         options = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
-        lines += [f"mkdir -p /disks/{name}", f"mount -t 9p -o {options} {name} /disks/{name}"]
+        lines += [f"mkdir -p /disks/{name}", f"directory {name} {options} /disks/{name}"]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -1,0 +1,101 @@
+"""Making a template: boot a machine that has nothing of any instance, and keep what it is when it waits for a seed."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from alveole.host.blocking import in_thread
+from alveole.host.mount import unmount
+from alveole.host.process import run
+from alveole.runtime.base import Card, Cell, Handle
+from alveole.runtime.oci import is_alive
+from alveole.runtime.qemu import capture
+from alveole.runtime.qemu.argv import Machine
+from alveole.runtime.qemu.guest import Guest
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, user_of
+from alveole.runtime.qemu.template import MEMORY, TemplateRecord
+
+_BOOT_TIMEOUT_S = 120.0
+_TOOL_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builder:
+    """``cell`` and ``machine`` are those of the instance that wants the template first: it is made by the same user."""
+
+    jail: Jail
+    cell: Cell
+    machine: Machine
+    furniture: Furniture  # without place and disks of its own
+    run_directory: Path
+    key: str
+    qemu: str  # its version
+
+    async def build(self, target: Path) -> TemplateRecord:
+        """Write ``memory`` and ``state`` into ``target``."""
+        identifier = f"template-{self.key}"
+        cell = replace(
+            self.cell,
+            id=identifier,
+            directory=target / "jail",
+            run_directory=self.run_directory / self.key,
+            log_path=target / "jail" / "log",
+            network_namespace=None,
+            cgroup=f"{self.cell.cgroup.rpartition('/')[0]}/{identifier}",
+        )
+        try:
+            cell.directory.mkdir()
+            cell.run_directory.mkdir(parents=True, exist_ok=True)
+            return await self._build(cell, target)
+        finally:
+            await self.clean(cell.id, cell.directory, cell.run_directory, cell.cgroup)
+
+    async def clean(self, identifier: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+        await self.jail.delete(identifier, directory, run_directory, cgroup)
+        await unmount(run_directory / "m")
+        await in_thread(lambda: shutil.rmtree(run_directory, ignore_errors=True))
+        await in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+    async def _build(self, cell: Cell, target: Path) -> TemplateRecord:
+        place, user, machine = cell.run_directory / "m", user_of(cell), replace(self.machine, parts=())
+        await make_place(place, user)
+        disk = cell.directory / "disk"
+        with disk.open("wb") as file:
+            file.truncate(machine.root_bytes)
+        os.chown(disk, user, user)
+        furniture = replace(self.furniture, place=place, disks={"root": disk}, binds={})
+        handle = await self.jail.create(jailed(cell, machine, furniture, incoming=False))
+        await _add_tap(handle.pid, machine.card, user)
+        began = time.monotonic()
+        await self.jail.start(handle)
+        await wait_until_booted(handle, place)
+        boot_s = time.monotonic() - began
+        told = await capture.capture(handle.pid, furniture.memory, place, target, name=cell.id, go_on=False)
+        (target / "pages").rename(target / MEMORY)
+        (target / MEMORY).chmod(0o444)
+        return TemplateRecord(
+            key=self.key,
+            memory_mib=machine.memory_mib,
+            cpus=machine.cpus,
+            accelerator=machine.accelerator,
+            kernel=furniture.boot.kernel.version,
+            qemu=self.qemu,
+            created_at=time.time(),
+            boot_s=round(boot_s, 3),
+            private_bytes=told["private_bytes"],
+            digests=("", ""),
+        )
+
+
+async def wait_until_booted(handle: Handle, place: Path) -> None:
+    alive: Callable[[], bool] = lambda: is_alive(handle)  # noqa: E731
+    await Guest(place).until(lambda told: told.is_waiting, alive=alive, timeout_s=_BOOT_TIMEOUT_S)
+
+
+async def _add_tap(pid: int, card: Card, user: int) -> None:
+    """In the new network namespace of a jail: it leads nowhere."""
+    enter = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "tuntap", "add", card.device]
+    await run([*enter, "mode", "tap", "user", str(user), "vnet_hdr"], timeout_s=_TOOL_TIMEOUT_S)
