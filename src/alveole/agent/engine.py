@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from alveole.agent.holders import VolumeHolders
 from alveole.agent.record import Paths
 from alveole.agent.steps import FaultHook
 from alveole.host.cgroup import Cgroups
@@ -34,4 +35,4 @@ class Engine:
     cgroups: Cgroups
     fault: FaultHook
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
-    volume_holders: dict[str, set[str]] = field(default_factory=dict)  # volume id -> instances that hold it
+    volume_holders: VolumeHolders = field(default_factory=VolumeHolders)

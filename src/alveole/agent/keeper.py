@@ -14,6 +14,8 @@ from alveole.agent import cellmaker
 from alveole.agent.engine import Engine
 from alveole.agent.faults import is_full, told
 from alveole.agent.health import watch_health
+from alveole.agent.holders import Holder
+from alveole.agent.mounts import hold_volumes
 from alveole.agent.record import LocalRecord, ids_on_disk, load, save
 from alveole.agent.steps import StepLog
 from alveole.model.agent import InstanceAssignment, InstanceReport
@@ -22,7 +24,7 @@ from alveole.model.health import Health
 from alveole.model.instance import Desired, Instance, InstanceStatus, Phase
 from alveole.policy.admission import signal_number
 from alveole.policy.lifecycle import Remove, Rest, Start, Stop, backoff, decide, wants_restart
-from alveole.runtime.base import Exit, Handle, State
+from alveole.runtime.base import Capability, Exit, Handle, State
 
 log = logging.getLogger(__name__)
 ATTACH_WAIT_S = 10.0
@@ -97,8 +99,10 @@ class Keeper:
         runtime = self._engine.runtimes.get(local.runtime)
         if runtime is None or not (local.starting or local.handle or local.attachment):
             return
-        for volume in local.volumes:
-            self._engine.volume_holders.setdefault(volume, set()).add(self.id)
+        # Before anything is awaited: no keeper takes a volume until all have said what they hold.
+        is_machine = Capability.MACHINE in runtime.capabilities
+        holder = Holder(instance_id=self.id, name=local.name, is_machine=is_machine)
+        self._engine.volume_holders.adopt(local.volumes, holder)
         found = await runtime.recover(self.id, paths.runtime(self.id), paths.sockets(self.id))
         there = found.handle is not None and found.state in {State.RUNNING, State.EXITED}
         if there and local.starting:  # the daemon died between starting it and remembering that
@@ -198,8 +202,10 @@ class Keeper:
             await self._cancel(slow)
 
     async def _make(self, assignment: InstanceAssignment, restarts: int) -> None:
+        hold_volumes(self._engine, assignment)  # or be refused, before being written down as a holder
         self.local = self.local.replace(
             starting=True,
+            volumes=tuple(volume.id for volume in assignment.volumes),
             run=assignment.instance.run,
             restarts=restarts,
             project=assignment.instance.project,

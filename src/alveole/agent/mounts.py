@@ -5,23 +5,33 @@ from contextlib import suppress
 from pathlib import Path
 
 from alveole.agent.engine import Engine
+from alveole.agent.holders import Holder
 from alveole.host import mount
 from alveole.model.agent import InstanceAssignment
-from alveole.model.error import AlveoleError, ErrorCode, invalid
+from alveole.model.error import invalid, not_found
 from alveole.model.instance import Mount
+from alveole.model.volume import Volume
 from alveole.network.base import Attachment
-from alveole.runtime.base import CellMount
+from alveole.runtime.base import Capability, CellMount
 
 
 async def ensure_mounts(
     engine: Engine, assignment: InstanceAssignment, attachment: Attachment, *, shifted: bool
 ) -> tuple[CellMount, ...]:
-    """Make everything the instance mounts ready on the host. Raises INVALID if a bind source does not exist."""
+    """Make everything the instance mounts ready on the host; it holds its volumes already.
+
+    Raises INVALID if a bind source does not exist.
+    """
+    machine = _is_machine(engine, assignment)
     found = list(_write_files(engine, assignment, attachment))
     namespace = Path(attachment.user_namespace) if shifted else None
     for index, wanted in enumerate(assignment.instance.spec.mounts):
         if wanted.kind == "tmpfs":
             found.append(CellMount(target=wanted.target, source=None, size_bytes=wanted.size_bytes))
+            continue
+        if machine and wanted.kind == "volume":
+            disk = await engine.volumes.ensure_disk(_volume(assignment, wanted))
+            found.append(CellMount(target=wanted.target, source=disk, disk=True, read_only=wanted.read_only))
             continue
         source = await _source(engine, assignment, wanted)
         if namespace is not None:
@@ -32,13 +42,36 @@ async def ensure_mounts(
     return tuple(found)
 
 
+def hold_volumes(engine: Engine, assignment: InstanceAssignment) -> None:
+    """Make the instance a holder of all its volumes.
+
+    Raises CONFLICT if one cannot be shared with who has it, and then it holds none that it did not hold before.
+    """
+    instance, machine = assignment.instance, _is_machine(engine, assignment)
+    names = [wanted.source for wanted in instance.spec.mounts if wanted.kind == "volume"]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if machine and twice is not None:
+        raise invalid(
+            f"volume {twice} is mounted twice: a {instance.spec.isolation} can have a disk once", field="spec.mounts"
+        )
+    holder = Holder(instance_id=instance.id, name=instance.name, is_machine=machine)
+    engine.volume_holders.take(assignment.volumes, holder)
+
+
+def _is_machine(engine: Engine, assignment: InstanceAssignment) -> bool:
+    return Capability.MACHINE in engine.runtimes[assignment.instance.spec.isolation].capabilities
+
+
+def _volume(assignment: InstanceAssignment, wanted: Mount) -> Volume:
+    found = next((volume for volume in assignment.volumes if volume.name == wanted.source), None)
+    if found is None:
+        raise not_found(f"volume {wanted.source} does not exist")
+    return found
+
+
 async def _source(engine: Engine, assignment: InstanceAssignment, wanted: Mount) -> Path:
     if wanted.kind == "volume":
-        volume = next((v for v in assignment.volumes if v.name == wanted.source), None)
-        if volume is None:
-            raise AlveoleError(ErrorCode.NOT_FOUND, f"volume {wanted.source} does not exist")
-        engine.volume_holders.setdefault(volume.id, set()).add(assignment.instance.id)
-        return await engine.volumes.ensure_mounted(volume)
+        return await engine.volumes.ensure_mounted(_volume(assignment, wanted))
     source = Path(wanted.source)
     if not source.exists():
         raise invalid(f"bind source {source} does not exist on this host", hint="create it first", field="spec.mounts")
@@ -56,10 +89,7 @@ async def unmount_all(engine: Engine, instance_id: str) -> None:
 async def release_volumes(engine: Engine, instance_id: str, volume_ids: tuple[str, ...]) -> None:
     """Unmount its volumes, unless another instance holds them."""
     for volume_id in volume_ids:
-        holders = engine.volume_holders.get(volume_id, set())
-        holders.discard(instance_id)
-        if not holders:
-            engine.volume_holders.pop(volume_id, None)
+        if engine.volume_holders.release(volume_id, instance_id):
             await engine.volumes.ensure_unmounted(volume_id)
 
 
