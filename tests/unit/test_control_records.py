@@ -85,7 +85,7 @@ async def test_what_a_newer_version_wrote_is_left_alone(tmp_path: Path, caplog: 
         await world.run("newer", mounts=[{"kind": "volume", "source": "data", "target": "/data"}])
         found = world.instance("newer")
         await world.agent_down()
-        spec = {**found.spec.model_dump(mode="json"), "isolation": "vm"}
+        spec = {**found.spec.model_dump(mode="json"), "isolation": "enclave"}
         written = await rewrite(world, keys.instance("default", "newer"), spec=spec)
         volume = await rewrite(world, keys.volume("default", "data"), phase="frozen")
         await world.control_down()

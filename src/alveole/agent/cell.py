@@ -31,9 +31,12 @@ def command_line(spec: InstanceSpec, image: ImageConfig) -> tuple[str, ...]:
     return words
 
 
-def environment(spec: InstanceSpec, image: ImageConfig, hostname: str, home: str) -> dict[str, str]:
-    """PATH, HOME and HOSTNAME, then the image's, then the user's."""
-    env = {"PATH": DEFAULT_PATH, "HOME": home, "HOSTNAME": hostname}
+def environment(instance: Instance, image: ImageConfig, home: str) -> dict[str, str]:
+    """PATH, HOME, HOSTNAME and what others know it by, then the image's, then the user's."""
+    spec = instance.spec
+    env = {"PATH": DEFAULT_PATH, "HOME": home, "HOSTNAME": hostname_of(instance), "ALVEOLE_NAME": instance.name}
+    if instance.address:
+        env["ALVEOLE_ADDRESS"] = instance.address
     if spec.tty:
         env["TERM"] = "xterm"
     for assignment in image.env:
@@ -52,7 +55,7 @@ def process_of(instance: Instance, root: Path) -> Process:
     user = resolve_user(root, image.user if spec.user is None else spec.user)
     return Process(
         args=command_line(spec, image),
-        env=environment(spec, image, hostname_of(instance), user.home),
+        env=environment(instance, image, user.home),
         workdir=spec.workdir or image.workdir or "/",
         uid=user.uid,
         gid=user.gid,
@@ -76,6 +79,7 @@ def build_cell(
     cgroup: str,
     mounts: tuple[CellMount, ...],
     block_device: str,
+    root_disk: Path | None,
 ) -> Cell:
     shifted = Capability.USER_NAMESPACE in runtime.capabilities
     root = paths.root(instance.id)
@@ -89,10 +93,12 @@ def build_cell(
         root=root,
         read_only=instance.spec.read_only,
         mounts=mounts,
-        ids=Ids(base=attachment.ids_base) if shifted else None,
+        ids=Ids(base=attachment.ids_base) if attachment.ids_base else None,
         user_namespace=Path(attachment.user_namespace) if shifted else None,
         network_namespace=Path(attachment.network_namespace) if attachment.network_namespace else None,
         cgroup=cgroup,
         resources=instance.spec.resources,
         block_device=block_device,
+        root_disk=root_disk,
+        card=attachment.card,
     )

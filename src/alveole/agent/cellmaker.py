@@ -11,14 +11,17 @@ from alveole.agent.steps import StepLog
 from alveole.host import mount
 from alveole.host.disk import disk_of
 from alveole.host.process import run
+from alveole.image.root_disk import make_root_disk
 from alveole.model.agent import InstanceAssignment
 from alveole.model.error import AlveoleError, ErrorCode, unsupported
 from alveole.model.health import HealthCheck
 from alveole.model.instance import Instance
 from alveole.network.base import Attachment
 from alveole.runtime.base import Capability, Handle, Ids
+from alveole.volume.base import ROOT_DISK_BYTES
 
 REMOVE_TIMEOUT_S = 600.0
+_UNPACKED = 4  # so many times its compressed size an image takes at most, as a rule
 _MODES = frozenset({"host", "none"})
 
 
@@ -32,7 +35,7 @@ async def make(
     instance = assignment.instance
     capabilities = engine.runtimes[instance.spec.isolation].capabilities
     _refuse_impossible(instance, capabilities)
-    shifted = Capability.USER_NAMESPACE in capabilities
+    shifted, machine = Capability.USER_NAMESPACE in capabilities, Capability.MACHINE in capabilities
     engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
     engine.paths.volatile(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
     record = record.replace(volumes=tuple(volume.id for volume in assignment.volumes))
@@ -41,11 +44,12 @@ async def make(
         await _ensure_image(engine, instance)
     with steps.step("network"):
         # Also when it is attached already: a sandbox takes the address off its device, this puts it back.
-        attachment = await _attach(engine, assignment, record.ids_base, shifted=shifted)
-        record = record.replace(attachment=attachment, ids_base=attachment.ids_base if shifted else 0)
+        attachment = await _attach(engine, assignment, record.ids_base, shifted=shifted, machine=machine)
+        record = record.replace(attachment=attachment, ids_base=attachment.ids_base)
         yield record
     with steps.step("root"):
         await _mount_root(engine, instance, attachment, shifted=shifted)
+        root_disk = await _root_disk(engine, instance) if machine else None
     with steps.step("mounts"):
         mounts = await ensure_mounts(engine, assignment, attachment, shifted=shifted)
     with steps.step("create"):
@@ -57,6 +61,7 @@ async def make(
             cgroup=cgroup_of(engine, instance.id),
             mounts=mounts,
             block_device=_block_device(engine, instance),
+            root_disk=root_disk,
         )
         cell.directory.mkdir(parents=True, exist_ok=True)
         cell.run_directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,9 @@ async def _ensure_image(engine: Engine, instance: Instance) -> None:
         )
 
 
-async def _attach(engine: Engine, assignment: InstanceAssignment, ids_base: int, *, shifted: bool) -> Attachment:
+async def _attach(
+    engine: Engine, assignment: InstanceAssignment, ids_base: int, *, shifted: bool, machine: bool
+) -> Attachment:
     instance = assignment.instance
     mode = instance.spec.network
     return await engine.network.attach(
@@ -86,8 +93,22 @@ async def _attach(engine: Engine, assignment: InstanceAssignment, ids_base: int,
         address=instance.address,
         ports=instance.spec.ports,
         ids=Ids(base=ids_base) if ids_base else None,
-        shifted=shifted,
+        shifted=shifted or machine,
+        machine=instance.spec.inside_address if machine else "",
     )
+
+
+async def _root_disk(engine: Engine, instance: Instance) -> Path:
+    """A copy of its image's disk, which is made when it is first wanted. What the instance writes is kept in it."""
+    content = instance.image
+    assert content is not None  # noqa: S101  (_ensure_image has looked)
+
+    async def make(target: Path) -> None:
+        await make_root_disk(engine.images.layer_directories(content), target, ROOT_DISK_BYTES)
+
+    key, need_bytes = content.digest.removeprefix("sha256:"), _UNPACKED * content.size_bytes
+    base = await engine.volumes.base_disk(key, make, need_bytes=need_bytes)
+    return await engine.volumes.root_disk(instance.id, base)
 
 
 async def _mount_root(engine: Engine, instance: Instance, attachment: Attachment, *, shifted: bool) -> None:
@@ -116,6 +137,10 @@ def _refuse_impossible(instance: Instance, capabilities: frozenset[Capability]) 
     if instance.spec.network == "host" and Capability.HOST_NETWORK not in capabilities:
         raise unsupported(
             f"a {isolation} cannot share the host's network", hint="publish its ports (-p), or choose another isolation"
+        )
+    if instance.spec.inside_address != "constant" and Capability.MACHINE not in capabilities:
+        raise unsupported(
+            f"a {isolation} always sees its own address", hint="leave out --inside-address, or choose isolation vm"
         )
     if _limits_io(instance) and Capability.IO_LIMITS not in capabilities:
         raise unsupported(
@@ -161,6 +186,9 @@ async def remove_files(engine: Engine, record: LocalRecord) -> None:
     home = engine.paths.home(record.instance_id)
     if home.exists():
         await run(["rm", "-rf", "--one-file-system", str(home)], timeout_s=REMOVE_TIMEOUT_S)
+    runtime = engine.runtimes.get(record.runtime)
+    if runtime is None or Capability.MACHINE in runtime.capabilities:
+        await engine.volumes.remove_root_disk(record.instance_id)
     if record.ids_base:
         await engine.network.release_ids(Ids(base=record.ids_base))
 

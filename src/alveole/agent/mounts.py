@@ -100,8 +100,8 @@ def _write_files(engine: Engine, assignment: InstanceAssignment, attachment: Att
     directory.mkdir(parents=True, exist_ok=True)
     hostname = attachment.hostname
     hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    if attachment.address:
-        hosts += f"{attachment.address}\t{hostname}\n"
+    if address := attachment.card.address if attachment.card else attachment.address:
+        hosts += f"{address}\t{hostname}\n"
     contents = {"resolv.conf": engine.network.resolv_conf(attachment), "hosts": hosts, "hostname": f"{hostname}\n"}
     covered = {wanted.target for wanted in instance.spec.mounts}
     found = []

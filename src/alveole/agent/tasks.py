@@ -83,7 +83,10 @@ class Task:
         return _content(content)
 
     async def _image_rm(self, _params: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"freed_bytes": await self._engine.images.collect(await self._engine.link.used_images())}
+        used = await self._engine.link.used_images()
+        freed_bytes = await self._engine.images.collect(used)
+        keys = {content.digest.removeprefix("sha256:") for content in used}
+        return {"freed_bytes": freed_bytes + await self._engine.volumes.collect_bases(keys)}
 
     async def _volume_create(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         await self._engine.volumes.create(Volume.model_validate(params["volume"]))

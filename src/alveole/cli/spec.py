@@ -23,7 +23,7 @@ def instance_spec(
     if not image:
         raise BadValueError("IMAGE", image, "is empty", "an image's name, such as debian:12")
     spec: dict[str, Any] = {"image": image}
-    for name in ("user", "network", "isolation", "pull", "stop_signal"):
+    for name in ("user", "network", "inside_address", "isolation", "pull", "stop_signal"):
         if options.get(name):
             spec[name] = options[name]
     for name in ("tty", "stdin", "read_only", "remove_on_exit"):

@@ -20,7 +20,7 @@ def _one(*names: str, metavar: str, text: str, kind: Any = None) -> Any:
 
 _OPTIONS = (
     _one("--name", metavar="NAME", text="Its name; made up if not given."),
-    click.option("--isolation", type=click.Choice(["container", "sandbox"]), help="The wall around it."),
+    click.option("--isolation", type=click.Choice(["container", "sandbox", "vm"]), help="The wall around it."),
     click.option("--pull", type=click.Choice(["missing", "always", "never"]), help="When to fetch its image."),
     click.option("--rm", "remove_on_exit", is_flag=True, help="Remove it when it has ended."),
     _many(
@@ -34,6 +34,11 @@ _OPTIONS = (
     _many("--mount", metavar="KEY=VALUE,...", text="Mount: type, source, target, readonly, tmpfs-size."),
     _many("--tmpfs", metavar="TARGET[:size=SIZE]", text="Mount a file system kept in memory."),
     _one("--network", metavar="NETWORK", text="The network it joins, or host, or none."),
+    click.option(
+        "--inside-address",
+        type=click.Choice(["constant", "same"]),
+        help="What a vm sees as its address: the one all have, or the one it is reached at.",
+    ),
     _one("-m", "--memory", metavar="SIZE", text="Most memory, such as 512m."),
     _one("--cpus", metavar="NUMBER", text="Most processors, such as 1.5.", kind=float),
     _one("--pids-limit", metavar="NUMBER", text="Most processes and threads; -1 for no limit.", kind=int),

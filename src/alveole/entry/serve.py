@@ -45,6 +45,7 @@ from alveole.network.routed import RoutedNetwork
 from alveole.runtime.base import Runtime
 from alveole.runtime.crun import Crun
 from alveole.runtime.oci import OciRuntime
+from alveole.runtime.qemu.runtime import QemuRuntime
 from alveole.runtime.runsc import Runsc
 from alveole.store.sqlite import SqliteStore
 from alveole.volume.disk import DiskVolumes
@@ -218,6 +219,7 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
     runtimes: dict[str, Runtime] = {
         Isolation.CONTAINER: OciRuntime(Crun(options.run), cgroups),
         Isolation.SANDBOX: OciRuntime(Runsc(empty), cgroups),
+        Isolation.VM: QemuRuntime(options.run, options.state / "qemu", cgroups),
     }
     lacking = {isolation: await runtime.probe() for isolation, runtime in runtimes.items()}
     images = NodeImages(options.state / "images", identity)

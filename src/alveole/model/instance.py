@@ -15,6 +15,7 @@ class Isolation(StrEnum):
 
     CONTAINER = "container"
     SANDBOX = "sandbox"
+    VM = "vm"
 
 
 class Port(Record):
@@ -72,6 +73,7 @@ class InstanceSpec(Record):
     stdin: bool = False
     attach: bool = False  # start only once a client is attached (within 10 s), so that it misses no output
     network: str = "default"  # a network's name, or host | none
+    inside_address: Literal["constant", "same"] = "constant"  # vm only: what a machine sees as its own address
     ports: tuple[Port, ...] = ()
     mounts: tuple[Mount, ...] = ()
     resources: Resources = Resources()

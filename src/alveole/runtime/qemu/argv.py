@@ -163,7 +163,7 @@ def _pipes() -> tuple[str, ...]:
 
 def _root_disk(machine: Machine) -> tuple[str, ...]:
     access = "on" if machine.root_read_only else "off"
-    file = f"file.driver=file,file.filename={PLACE}/{DISKS}/root,file.locking=off"
+    file = f"file.driver=file,file.filename={PLACE}/{DISKS}/root,file.locking=on"
     return (
         *("-blockdev", f"driver=raw,node-name=root,discard=unmap,size={machine.root_bytes},read-only={access},{file}"),
         *("-device", f"virtio-blk-pci,id=root-device,drive=root,serial=root,addr={_ROOT_SLOT:#x}"),
@@ -179,7 +179,7 @@ def plug(part: Part) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """The monitor's commands that plug it in."""
     if not part.is_disk:
         return (("device_add", {"driver": "virtio-9p-pci", "fsdev": part.name, "mount_tag": part.name}),)
-    file = {"driver": "file", "filename": f"{PLACE}/{DISKS}/{part.name}", "locking": "off"}
+    file = {"driver": "file", "filename": f"{PLACE}/{DISKS}/{part.name}", "locking": "on"}
     node = {"driver": "raw", "node-name": part.name, "discard": "unmap", "read-only": part.read_only, "file": file}
     device = {"driver": "virtio-blk-pci", "id": f"{part.name}-device", "drive": part.name, "serial": part.name}
     return (("blockdev-add", node), ("device_add", device))

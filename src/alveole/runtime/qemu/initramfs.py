@@ -3,14 +3,16 @@
 Run as a child of the daemon: ``python -m alveole.runtime.qemu.initramfs VERSION MODULES TARGET``.
 """
 
+import asyncio
 import lzma
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+
+from alveole.host.process import run
 
 GUEST = Path(__file__).parent / "guest"
 PROGRAMS = {
@@ -23,6 +25,7 @@ PROGRAMS = {
 }
 """Programs of the host that it is made of or made with, and the Debian packages that hold them."""
 
+_TIMEOUT_S = 60.0
 _INCLUDED = ("busybox", "crun", "dropbear")
 _MODULES = ("virtio_blk", "virtio_net", "virtio-rng", "ext4", "9pnet_virtio", "9p", "pvpanic-pci", "overlay")
 _DIRECTORIES = ("bin", "dev", "etc/dropbear", "lib", "modules", "proc", "root/.ssh", "run", "sys", "tmp")
@@ -44,54 +47,51 @@ def recipe_digest(kernel_version: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def make(kernel_version: str, modules: Path, target: Path) -> None:
-    """Raises subprocess.CalledProcessError or OSError; ``target`` appears complete or not at all."""
+async def make(kernel_version: str, modules: Path, target: Path) -> None:
+    """Raises AlveoleError or OSError; ``target`` appears complete or not at all."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as name:
         tree = Path(name, "tree")
-        _fill(tree, kernel_version, modules)
+        await _fill(tree, kernel_version, modules)
         archive = Path(name, "archive")
         paths = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
-        with archive.open("wb") as output:
-            command = ["cpio", "--quiet", "--create", "--format=newc", "--owner=+0:+0"]
-            subprocess.run(command, cwd=tree, input=paths.encode(), stdout=output, check=True)
+        command = ["cpio", "--quiet", "--create", "--format=newc", "--owner=+0:+0", f"--file={archive}"]
+        await run(command, cwd=str(tree), stdin=paths.encode(), timeout_s=_TIMEOUT_S)
         archive.rename(target)
 
 
-def _fill(tree: Path, kernel_version: str, modules: Path) -> None:
+async def _fill(tree: Path, kernel_version: str, modules: Path) -> None:
     for directory in _DIRECTORIES:
         (tree / directory).mkdir(parents=True)
     for path, text in _FILES.items():
         (tree / path).write_text(text)
     for program in _INCLUDED:
-        _add_program(tree, Path(shutil.which(program) or program))
+        await _add_program(tree, Path(shutil.which(program) or program))
     for script in GUEST.iterdir():
         shutil.copy(script, tree / ("init" if script.name == "init" else f"bin/{script.name}"))
-    for applet in _lines(["busybox", "--list"]):
+    for applet in await _lines(["busybox", "--list"]):
         link = tree / "bin" / applet
         if not link.exists():
             link.symlink_to("busybox")
-    _add_modules(tree, kernel_version, modules)
+    await _add_modules(tree, kernel_version, modules)
     key = ["dropbearkey", "-t", "ed25519", "-f", str(tree / "etc/dropbear/key")]
-    subprocess.run(key, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    await run(key, timeout_s=_TIMEOUT_S)
 
 
-def _add_program(tree: Path, program: Path) -> None:
+async def _add_program(tree: Path, program: Path) -> None:
     shutil.copy(program, tree / "bin" / program.name)
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
-    if listed.returncode:
-        return  # it is static
-    for library in re.findall(r"(?:=> |^\t)(/\S+) \(0x", listed.stdout, re.MULTILINE):
+    listed = await run(["ldd", str(program)], timeout_s=_TIMEOUT_S, check=False)  # fails for a static program
+    for library in re.findall(r"(?:=> |^\t)(/\S+) \(0x", listed.text, re.MULTILINE):
         copy = tree / library.lstrip("/")
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(library, copy)
 
 
-def _add_modules(tree: Path, kernel_version: str, modules: Path) -> None:
+async def _add_modules(tree: Path, kernel_version: str, modules: Path) -> None:
     """Uncompressed, in the order in which they can be loaded."""
     order: list[str] = []
     for module in _MODULES:
-        for line in _lines(["modprobe", "--set-version", kernel_version, "--show-depends", module]):
+        for line in await _lines(["modprobe", "--set-version", kernel_version, "--show-depends", module]):
             if not line.startswith("insmod "):
                 continue  # "builtin NAME"
             file = Path(line.split()[1])
@@ -103,9 +103,9 @@ def _add_modules(tree: Path, kernel_version: str, modules: Path) -> None:
     (tree / "modules/order").write_text("".join(f"{name}\n" for name in order))
 
 
-def _lines(command: list[str]) -> list[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+async def _lines(command: list[str]) -> list[str]:
+    return (await run(command, timeout_s=_TIMEOUT_S)).text.splitlines()
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    asyncio.run(make(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
