@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from alveole.image.base import Format, Progress
 from alveole.model.error import AlveoleError, ErrorCode, conflict, not_found
-from alveole.model.image import ImageConfig, ImageContent, Recipe
+from alveole.model.image import DiskImage, ImageConfig, ImageContent, Recipe
 from alveole.model.instance import Port
 from alveole.model.network import Network
 from alveole.model.volume import Volume
@@ -31,6 +31,12 @@ def content(digit: str = "1", *, command: tuple[str, ...] = ("serve",)) -> Image
     )
 
 
+def disk(digit: str) -> ImageContent:
+    """Of a whole operating system."""
+    system = DiskImage(format="qcow2", virtual_size_bytes=1 << 30)
+    return content(digit, command=()).replace(layers=(), disk=system)
+
+
 class FakeImages:
     """``ImageStore`` whose registry is a dictionary. ``gate`` holds every fetch back while it is clear."""
 
@@ -48,7 +54,7 @@ class FakeImages:
 
     async def load(self, path: Path, format: Format, progress: Progress) -> ImageContent:  # noqa: A002
         await self.gate.wait()
-        return self._keep(content("2"))
+        return self._keep(disk("2") if format in {"qcow2", "raw"} else content("2"))
 
     async def build(
         self, recipe: Recipe, directory: Path, base: ImageContent | None, *, use_cache: bool, progress: Progress
@@ -67,6 +73,9 @@ class FakeImages:
 
     def layer_directories(self, content: ImageContent) -> tuple[Path, ...]:
         return tuple(Path("/layers") / layer for layer in content.layers)
+
+    def disk_path(self, content: ImageContent) -> Path:
+        return Path("/disks") / content.digest
 
     async def collect(self, used: Collection[ImageContent]) -> int:
         unused = self.held - {image.digest for image in used}

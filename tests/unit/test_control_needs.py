@@ -132,6 +132,25 @@ async def test_volumes_that_cannot_be(tmp_path: Path) -> None:
         assert not world.records("volumes")
 
 
+@virtual
+async def test_disks_of_operating_systems_are_for_machines(tmp_path: Path) -> None:
+    """A wall without a kernel of its own refuses one, and no recipe adds to it: both say what to do."""
+    async with living(tmp_path) as world:
+        load = await images.load(world.context, "default", "os", path="/tmp/x.qcow2", image_format="qcow2")
+        assert (await world.finished(load)).state is DONE
+        for isolation in ("container", "sandbox"):
+            operation = await world.run(isolation, image="os", isolation=isolation)
+            assert operation.state is FAILED
+            assert operation.error is not None
+            assert operation.error["message"].endswith(f"which a {isolation} cannot boot")
+            assert operation.error["hint"] == "choose --isolation vm"
+        recipe = Recipe(base="os", commands=(("true",),))
+        with pytest.raises(AlveoleError, match="base image os is the disk") as refused:
+            await images.build(world.context, "default", "x", recipe=recipe, directory="/", use_cache=True)
+        assert refused.value.code is ErrorCode.UNSUPPORTED
+        world.check()
+
+
 class Held:
     """Holds the next transaction back after it was decided, so that another passes it."""
 

@@ -134,6 +134,11 @@ def cgroup_of(engine: Engine, instance_id: str) -> str:
 def _refuse_impossible(instance: Instance, capabilities: frozenset[Capability]) -> None:
     """What this wall cannot do is refused by name, never left out in silence."""
     isolation = instance.spec.isolation
+    if instance.image is not None and instance.image.disk is not None and Capability.MACHINE not in capabilities:
+        raise unsupported(
+            f"image {instance.spec.image} is the disk of a whole operating system, which a {isolation} cannot boot",
+            hint="choose --isolation vm",
+        )
     if instance.spec.network == "host" and Capability.HOST_NETWORK not in capabilities:
         raise unsupported(
             f"a {isolation} cannot share the host's network", hint="publish its ports (-p), or choose another isolation"

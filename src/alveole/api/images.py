@@ -37,7 +37,7 @@ class ImportImage(Record):
 
     name: ImageName
     path: HostPath
-    format: Literal["oci-layout", "docker-archive", "rootfs"]
+    format: Literal["oci-layout", "docker-archive", "rootfs", "qcow2", "raw"]
 
 
 class BuildImage(Record):

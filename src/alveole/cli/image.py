@@ -35,7 +35,7 @@ def list_images(quiet: bool, form: str) -> None:
         for image in found:
             output.line(image["name"])
     elif form == "table":
-        output.table(("NAME", "DIGEST", "SIZE", "LAYERS", "AGE", "STATE"), map(_row, found))
+        output.table(("NAME", "DIGEST", "SIZE", "CONTENT", "AGE", "STATE"), map(_row, found))
     else:
         output.records(found, form)
 
@@ -46,10 +46,17 @@ def _row(image: dict[str, Any]) -> tuple[str, ...]:
         image["name"],
         output.short_digest(content.get("digest", "")),
         output.size(content.get("size_bytes")),
-        str(len(content["layers"])) if content else "",
+        _content(content) if content else "",
         output.age(image["created_at"]),
         image.get("phase", "ready"),
     )
+
+
+def _content(content: dict[str, Any]) -> str:
+    if disk := content.get("disk"):
+        return f"disk of {output.size(disk['virtual_size_bytes'])}"
+    count = len(content["layers"])
+    return f"{count} layer" if count == 1 else f"{count} layers"
 
 
 @command.command()
@@ -100,21 +107,25 @@ def build(name: str, recipe: Path, no_cache: bool) -> None:
 @click.option(
     "--type",
     "form",
-    type=click.Choice(["oci-layout", "docker-archive", "rootfs"]),
+    type=click.Choice(["oci-layout", "docker-archive", "rootfs", "qcow2", "raw"]),
     default="rootfs",
     show_default=True,
-    help="What PATH is.",
+    help="What PATH is. It is never guessed.",
 )
 @click.argument("name")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 def import_image(name: str, path: Path, form: str) -> None:
     """Make an image of a file or directory of this host.
 
+    qcow2 and raw are disks of whole operating systems, for instances with --isolation vm.
+
     \b
     Examples:
       alveole image import debian:mine rootfs.tar
       alveole image import --type oci-layout web:1.2 ./layout
       alveole image import --type docker-archive web:1.2 saved.tar
+      alveole image import --type qcow2 debian:cloud debian-12-generic-amd64.qcow2
+      alveole image import --type raw legacy:2009 old-server.img
     """
     source = str(path.resolve())
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, Protocol
 
-from alveole.model.image import ImageContent, Recipe
+from alveole.model.image import DiskFormat, ImageContent, Recipe
 
 Progress = Callable[[str], None]
 """Called with a short line about what is being done now ("layer 2/5: 31 MB")."""
 
-Format = Literal["oci-layout", "docker-archive", "rootfs"]
+Format = Literal["oci-layout", "docker-archive", "rootfs"] | DiskFormat
 
 
 class ImageStore(Protocol):
@@ -23,7 +23,7 @@ class ImageStore(Protocol):
         ...
 
     async def load(self, path: Path, format: Format, progress: Progress) -> ImageContent:  # noqa: A002
-        """From an OCI layout directory (or tar of one), a docker-archive, or a tarball of a root filesystem."""
+        """From an OCI layout directory (or tar of one), a docker-archive, a tarball of a root filesystem, or a disk."""
         ...
 
     async def build(
@@ -33,11 +33,15 @@ class ImageStore(Protocol):
         ...
 
     async def has(self, content: ImageContent) -> bool:
-        """Whether all layers are unpacked and ready."""
+        """Whether all layers are unpacked, or the disk is raw: ready."""
         ...
 
     def layer_directories(self, content: ImageContent) -> tuple[Path, ...]:
-        """Unpacked layers, lowest first, ids as in the image (not shifted). Never written to."""
+        """Unpacked layers, lowest first, ids as in the image (not shifted). Never written to. None of a disk."""
+        ...
+
+    def disk_path(self, content: ImageContent) -> Path:
+        """The disk of content that is one: raw, sparse, in whole sectors. Never written to."""
         ...
 
     async def collect(self, used: Collection[ImageContent]) -> int:

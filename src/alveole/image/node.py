@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alveole.host.identity import Identity
+from alveole.host.identity import UID_WINDOW_SIZE, Identity
 from alveole.image.base import Progress
 from alveole.image.build import Builder
 from alveole.image.store import LocalImageStore
@@ -13,7 +13,8 @@ class NodeImages(LocalImageStore):
     """Implements alveole.image.base.ImageStore."""
 
     def __init__(self, root: Path, identity: Identity) -> None:
-        super().__init__(root)
+        # The window's last id is of the range of builds, and none that they use.
+        super().__init__(root, converter_id=identity.uid_base + UID_WINDOW_SIZE - 1)
         self._builder = Builder(self, root / "build", identity)
 
     async def open(self) -> None:

@@ -3,6 +3,7 @@
     blobs/sha256/HEX    a manifest, configuration or layer as it came, by its sha256
     layers/HEX/fs       an unpacked layer, by the sha256 of its plain tar (its diff id)
     layers/HEX/layer.json   which blob it came from, and its size
+    disks/HEX           a machine's disk, raw and sparse, by the sha256 of the file it was made from
     tmp/                one directory per operation under way
 
 An object appears by one rename, complete and on disk, or not at all. A *key* is its path below the root.
@@ -16,6 +17,9 @@ from pathlib import Path
 
 from alveole.image.oci import Descriptor, layer_descriptor, parse_manifest
 from alveole.model.error import AlveoleError, not_found
+from alveole.model.image import ImageContent
+
+_DIRECTORIES = ("blobs/sha256", "layers", "disks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,10 @@ def layer_key(diff_id: str) -> str:
     return f"layers/{diff_id.removeprefix('sha256:')}"
 
 
+def disk_key(digest: str) -> str:
+    return f"disks/{digest.removeprefix('sha256:')}"
+
+
 class Shelf:
     """The directories. Its methods are short file operations; those that sync wait for the disk."""
 
@@ -47,10 +55,10 @@ class Shelf:
         self.temporary = root / "tmp"
 
     def make(self) -> None:
-        """Only root may enter: layers hold set-user-ID programs of anybody."""
+        """Only root may enter: layers hold set-user-ID programs of anybody, disks their secrets."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
-        for name in ("blobs/sha256", "layers", "tmp"):
+        for name in (*_DIRECTORIES, "tmp"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
@@ -60,7 +68,7 @@ class Shelf:
         return self.path(key).exists()
 
     def keys(self) -> Iterator[str]:
-        for directory in ("blobs/sha256", "layers"):
+        for directory in _DIRECTORIES:
             yield from (f"{directory}/{entry.name}" for entry in os.scandir(self.root / directory))
 
     def layer(self, diff_id: str) -> LayerRecord:
@@ -84,11 +92,24 @@ class Shelf:
         os.link(file, target)
         _sync(target.parent)
 
-    def needed_by(self, digest: str, layers: tuple[str, ...]) -> set[str]:
-        """Keys of what an image (its manifest's digest, its diff ids) is made of, as far as it is here."""
-        keys = {blob_key(digest), *map(layer_key, layers)}
-        keys |= {blob_key(blob.digest) for blob in self._manifest_blobs(digest)}
-        present = [diff_id for diff_id in layers if self.has(layer_key(diff_id))]
+    def add_disk(self, digest: str, file: Path) -> None:
+        """Move in a raw disk. Waits for the disk.
+
+        Most filesystems here cannot share its blocks with the pool of volumes: there it is copied, once, as the base
+        of all root disks of its image.
+        """
+        target = self.path(disk_key(digest))
+        _sync(file)
+        file.rename(target)
+        _sync(target.parent)
+
+    def needed_by(self, content: ImageContent) -> set[str]:
+        """Keys of what an image is made of, as far as it is here."""
+        if content.disk is not None:
+            return {disk_key(content.digest)}
+        keys = {blob_key(content.digest), *map(layer_key, content.layers)}
+        keys |= {blob_key(blob.digest) for blob in self._manifest_blobs(content.digest)}
+        present = [diff_id for diff_id in content.layers if self.has(layer_key(diff_id))]
         return keys | {blob_key(self.layer(diff_id).blob_digest) for diff_id in present}
 
     def size_bytes(self, key: str) -> int:
@@ -96,7 +117,8 @@ class Shelf:
         try:
             if key.startswith("layers/"):
                 return self.layer(key.removeprefix("layers/")).unpacked_bytes
-            return self.path(key).stat().st_size
+            status = self.path(key).stat()
+            return status.st_blocks * 512 if key.startswith("disks/") else status.st_size
         except (FileNotFoundError, AlveoleError):
             return 0
 

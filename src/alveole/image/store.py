@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from alveole.host import process
 from alveole.host.blocking import in_thread
 from alveole.image.base import Format, Progress
+from alveole.image.disk_image import NOBODY, make_raw, take_copy
 from alveole.image.fetch import architecture, archive_error, fetch, registry_error
 from alveole.image.flight import FRESH_S, Flight, Flights
 from alveole.image.oci import (
@@ -31,11 +32,11 @@ from alveole.image.oci import (
     parse_index,
     parse_manifest,
 )
-from alveole.image.shelf import LayerRecord, Shelf, blob_key, layer_key
+from alveole.image.shelf import LayerRecord, Shelf, blob_key, disk_key, layer_key
 from alveole.image.tape import Limits
 from alveole.image.unpack import Report
 from alveole.model.error import AlveoleError, exhausted, internal, invalid, not_found, unsupported
-from alveole.model.image import ImageConfig, ImageContent
+from alveole.model.image import DiskFormat, DiskImage, ImageConfig, ImageContent
 from alveole.model.reference import normalise
 
 COPY_TIMEOUT_S = 3600.0
@@ -48,10 +49,19 @@ _NO_SPACE = "no space left on device"  # as programs print it
 class LocalImageStore:
     """Implements ``ImageStore``, and what the builder needs beside it. Its root belongs to one daemon at a time."""
 
-    def __init__(self, root: Path, *, limits: Limits = Limits(), fresh_s: float = FRESH_S) -> None:  # noqa: B008
+    def __init__(
+        self,
+        root: Path,
+        *,
+        limits: Limits = Limits(),  # noqa: B008
+        fresh_s: float = FRESH_S,
+        converter_id: int = NOBODY,
+    ) -> None:
+        """``converter_id`` is the user id that what reads disk images runs as."""
         self._shelf = Shelf(root)
         self._flights = Flights(fresh_s)
         self._limits = limits
+        self._converter_id = converter_id
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._collecting = asyncio.Lock()
         self._unpackers = asyncio.Semaphore(os.cpu_count() or 1)
@@ -81,6 +91,8 @@ class LocalImageStore:
             progress(f"reading {path}")
             if format == "rootfs":
                 return await self._take_rootfs(flight, path)
+            if format in {"qcow2", "raw"}:
+                return await self._take_disk(flight, path, format, progress)
             source = await self._source(flight, path, format)
             await self._offer_blobs(flight)
             try:
@@ -90,6 +102,8 @@ class LocalImageStore:
             return await self._take_image(flight, layout, str(path), progress)
 
     async def has(self, content: ImageContent) -> bool:
+        if content.disk is not None:
+            return self._shelf.has(disk_key(content.digest))
         return all(map(self.has_layer, content.layers))
 
     def has_layer(self, diff_id: str) -> bool:
@@ -100,6 +114,9 @@ class LocalImageStore:
 
     def layer_directory(self, diff_id: str) -> Path:
         return self._shelf.path(layer_key(diff_id)) / "fs"
+
+    def disk_path(self, content: ImageContent) -> Path:
+        return self._shelf.path(disk_key(content.digest))
 
     def blob_path(self, digest: str) -> Path:
         return self._shelf.path(blob_key(digest))
@@ -137,7 +154,7 @@ class LocalImageStore:
 
     def _unneeded(self, used: Collection[ImageContent]) -> dict[str, int]:
         """Keys of what is in no image of ``used``, and their sizes in bytes."""
-        needed = set[str]().union(*(self._shelf.needed_by(content.digest, content.layers) for content in used))
+        needed = set[str]().union(*map(self._shelf.needed_by, used))
         return {key: self._shelf.size_bytes(key) for key in set(self._shelf.keys()) - needed}
 
     async def _sweep(self) -> None:
@@ -240,6 +257,24 @@ class LocalImageStore:
         if not report.complete:
             raise invalid(f"{path} is truncated: it has no end marker")
         return await self._describe(flight, (report.diff_id,), ImageConfig())
+
+    async def _take_disk(self, flight: Flight, path: Path, format: DiskFormat, progress: Progress) -> ImageContent:  # noqa: A002
+        source = await take_copy(path, format, flight.directory, progress)
+        key = disk_key(source.digest)
+        async with self._lock(key):
+            if self._shelf.has(key):
+                self._flights.hold(flight, {key})
+            else:
+                raw = await make_raw(source, self._converter_id, progress)
+                self._flights.create(flight, key)
+                await in_thread(partial(self._shelf.add_disk, source.digest, raw))
+            return ImageContent(
+                digest=source.digest,
+                layers=(),
+                size_bytes=self._shelf.size_bytes(key),
+                config=ImageConfig(),
+                disk=DiskImage(format=format, virtual_size_bytes=source.virtual_bytes),
+            )
 
     async def _import_layer(self, flight: Flight, path: Path) -> Report:
         copy = flight.directory / "import"
@@ -348,7 +383,7 @@ def _check_image(name: str, manifest: Manifest, configuration: Configuration) ->
 def _check_layout(layout: Path, path: Path) -> None:
     """Only plain files: a link or a pipe would lead skopeo, which is root, elsewhere."""
     if not (layout / "index.json").is_file():
-        raise invalid(f"{path} is not an OCI layout: it has no index.json", hint="give its format with --format")
+        raise invalid(f"{path} is not an OCI layout: it has no index.json", hint="give what it is with --type")
     for file in (layout / "index.json", layout / "oci-layout", *layout.glob("blobs/*"), *layout.glob("blobs/*/*")):
         if file.is_symlink() or not (file.is_file() or file.is_dir()):
             raise invalid(f"{path} is not an OCI layout: {file.relative_to(layout)} is not a plain file")

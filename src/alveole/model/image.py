@@ -25,13 +25,25 @@ class ImageConfig(Record):
     architecture: str = ""
 
 
-class ImageContent(Record):
-    """What a node's image store holds for one manifest digest."""
+DiskFormat = Literal["qcow2", "raw"]
+"""Of a disk image as it was given. The store holds all of them raw."""
 
-    digest: str  # of the manifest, "sha256:..."
-    layers: tuple[str, ...]  # diff ids, lowest first
-    size_bytes: int  # compressed
+
+class DiskImage(Record):
+    """The disk of a whole operating system: what an image holds in place of layers."""
+
+    format: str  # a DiskFormat, of the file it was made from
+    virtual_size_bytes: int  # as the system on it sees it
+
+
+class ImageContent(Record):
+    """What a node's image store holds for one digest: layers, or the disk of a machine."""
+
+    digest: str  # "sha256:...", of the manifest, or of the file that the disk was made from
+    layers: tuple[str, ...]  # diff ids, lowest first; none if it is a disk
+    size_bytes: int  # of layers, compressed; of a disk, what it takes
     config: ImageConfig
+    disk: DiskImage | None = None
 
 
 class Image(Record):
