@@ -47,13 +47,17 @@ async def guest(attachment: Attachment) -> AsyncIterator[int]:
         loop = asyncio.get_running_loop()
         for source, target in ((nic, card), (card, nic)):
             os.set_blocking(source, False)
-            loop.add_reader(source, lambda s=source, t=target: os.write(t, os.read(s, _FRAME_BYTES)))
+            loop.add_reader(source, _carry, source, target)
         try:
             yield namespace
         finally:
             for descriptor in (nic, card):
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
+
+
+def _carry(source: int, target: int) -> None:
+    os.write(target, os.read(source, _FRAME_BYTES))
 
 
 def _set_up(card: Card) -> None:

@@ -45,7 +45,10 @@ async def main():
     number = 0
     while True:
         ports = (Port(host_port=8080 + number, instance_port=80),)
-        attachment = await attach(network, f"n{number}", host=2 + number, ports=ports, shifted=number % 3 != 2)
+        machine = "constant" if number % 3 == 1 else ""
+        attachment = await attach(
+            network, f"n{number}", host=2 + number, ports=ports, shifted=number % 3 != 2, machine=machine
+        )
         print(attachment.to_json().decode(), flush=True)
         if number > 2:
             await network.detach(attachment, keep_ids=False)

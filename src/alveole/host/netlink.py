@@ -89,10 +89,25 @@ class Netlink:
         if failure:
             raise failure
 
+    def send_batch(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+        """Send a transaction: all of ``messages``, or none. Raises NetlinkError for the first refusal.
+
+        Whether ``begin`` and ``end`` are acknowledged depends on the kernel: only their refusals are looked at.
+        """
+        first = self._sequence + 1
+        self._sequence += len(messages) + 2
+        marked = ((begin, 0), *((message, _F_ACK) for message in messages), (end, 0))
+        self._socket.sendall(b"".join(_packed(message, ack, first + n) for n, (message, ack) in enumerate(marked)))
+        for _ in messages:
+            sequence, error = self._acknowledgement()
+            if error:
+                about = marked[sequence - first][0].about
+                raise NetlinkError(error.errno, f"{about}: {error.strerror}")
+
     def link_index(self, name: str) -> int | None:
         """The index of a device, or None if there is none of that name."""
         self._sequence += 1
-        message = Message(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _text(3, name), f"find {name}")
+        message = Message(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + text(3, name), f"find {name}")
         self._socket.sendall(_packed(message, 0, self._sequence))
         data = self._socket.recv(_RECEIVE_BYTES)
         kind, _, body = next(_unpacked(data))
@@ -139,16 +154,16 @@ def _refusal(number: int, flags: int, body: bytes) -> str:
     return os.strerror(number)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
 
 
-def _nested(kind: int, *values: bytes) -> bytes:
-    return _attribute(kind | _NESTED, b"".join(values))
+def nested(kind: int, *values: bytes) -> bytes:
+    return attribute(kind | _NESTED, b"".join(values))
 
 
-def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+def text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _mac(value: str) -> bytes:
@@ -157,49 +172,49 @@ def _mac(value: str) -> bytes:
 
 def new_bridge(name: str) -> Message:
     """A bridge without ports: a device to hold an address (``dummy`` is absent from small kernels)."""
-    payload = _LINK.pack(0, 0, 0, 0, 0) + _text(3, name) + _nested(18, _text(1, "bridge"))
+    payload = _LINK.pack(0, 0, 0, 0, 0) + text(3, name) + nested(18, text(1, "bridge"))
     return Message(_NEWLINK, _F_CREATE | _F_EXCL, payload, f"add device {name}")
 
 
 def new_veth(name: str, mac: str, peer_name: str, peer_mac: str, peer_namespace: int) -> Message:
     """A veth pair, its peer made directly in the network namespace open as ``peer_namespace``."""
-    peer = _LINK.pack(0, 0, 0, 0, 0) + _text(3, peer_name) + _attribute(1, _mac(peer_mac))
-    peer += _attribute(28, struct.pack("=i", peer_namespace))
-    kind = _nested(18, _text(1, "veth"), _nested(2, _attribute(1 | _NESTED, peer)))
-    payload = _LINK.pack(0, 0, 0, 0, 0) + _text(3, name) + _attribute(1, _mac(mac)) + kind
+    peer = _LINK.pack(0, 0, 0, 0, 0) + text(3, peer_name) + attribute(1, _mac(peer_mac))
+    peer += attribute(28, struct.pack("=i", peer_namespace))
+    kind = nested(18, text(1, "veth"), nested(2, attribute(1 | _NESTED, peer)))
+    payload = _LINK.pack(0, 0, 0, 0, 0) + text(3, name) + attribute(1, _mac(mac)) + kind
     return Message(_NEWLINK, _F_CREATE | _F_EXCL, payload, f"add devices {name} and {peer_name}")
 
 
 def delete_link(name: str) -> Message:
-    return Message(_DELLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _text(3, name), f"remove device {name}")
+    return Message(_DELLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + text(3, name), f"remove device {name}")
 
 
 def link_up(name: str, *, arp: bool = True, mac: str = "") -> Message:
     """Up; without ``arp`` it neither answers nor learns from ARP, so that its peer cannot fill the host's table."""
     flags, mask = (_UP, _UP) if arp else (_UP | _NOARP, _UP | _NOARP)
-    payload = _LINK.pack(0, 0, 0, flags, mask) + _text(3, name) + (_attribute(1, _mac(mac)) if mac else b"")
+    payload = _LINK.pack(0, 0, 0, flags, mask) + text(3, name) + (attribute(1, _mac(mac)) if mac else b"")
     return Message(_NEWLINK, 0, payload, f"set {name} up")
 
 
 def new_address(index: int, address: str) -> Message:
     """``address``/32 on a device."""
     value = socket.inet_aton(address)
-    payload = _ADDRESS.pack(socket.AF_INET, 32, 0, _SCOPE_GLOBAL, index) + _attribute(2, value) + _attribute(1, value)
+    payload = _ADDRESS.pack(socket.AF_INET, 32, 0, _SCOPE_GLOBAL, index) + attribute(2, value) + attribute(1, value)
     return Message(_NEWADDR, _F_CREATE | _F_REPLACE, payload, f"add address {address}")
 
 
 def new_host_route(index: int, address: str, source: str) -> Message:
     """``address``/32 is behind this device; the host speaks to it from ``source``."""
     payload = _ROUTE.pack(socket.AF_INET, 32, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST, 0)
-    payload += _attribute(1, socket.inet_aton(address)) + _attribute(4, struct.pack("=i", index))
-    payload += _attribute(7, socket.inet_aton(source))
+    payload += attribute(1, socket.inet_aton(address)) + attribute(4, struct.pack("=i", index))
+    payload += attribute(7, socket.inet_aton(source))
     return Message(_NEWROUTE, _F_CREATE | _F_REPLACE, payload, f"add route to {address}")
 
 
 def new_default_route(index: int, gateway: str) -> Message:
     """Everything goes to ``gateway``, which is taken to be on this link whatever its address."""
     payload = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, _SCOPE_GLOBAL, _UNICAST, _ONLINK)
-    payload += _attribute(5, socket.inet_aton(gateway)) + _attribute(4, struct.pack("=i", index))
+    payload += attribute(5, socket.inet_aton(gateway)) + attribute(4, struct.pack("=i", index))
     return Message(_NEWROUTE, _F_CREATE | _F_REPLACE, payload, f"add default route via {gateway}")
 
 
@@ -215,22 +230,22 @@ def delete_dead_end(network: str) -> Message:
 def _dead_end(network: str) -> bytes:
     address, _, length = network.partition("/")
     head = (socket.AF_INET, int(length), 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, _SCOPE_GLOBAL, _UNREACHABLE, 0)
-    return _ROUTE.pack(*head) + _attribute(1, socket.inet_aton(address))
+    return _ROUTE.pack(*head) + attribute(1, socket.inet_aton(address))
 
 
 def new_neighbour(index: int, address: str, mac: str) -> Message:
     """A permanent entry: never asked for, never given up, and not counted against the host's table limit."""
     payload = _NEIGHBOUR.pack(socket.AF_INET, index, _PERMANENT, 0, 0)
-    payload += _attribute(1, socket.inet_aton(address)) + _attribute(2, _mac(mac))
+    payload += attribute(1, socket.inet_aton(address)) + attribute(2, _mac(mac))
     return Message(_NEWNEIGH, _F_CREATE | _F_REPLACE, payload, f"add neighbour {address}")
 
 
 def forget_connections(address: str) -> tuple[Message, Message]:
     """Drop tracked connections from ``address`` and those answered by it; for a socket of family NETFILTER."""
-    is_source = _nested(1, _attribute(1, socket.inet_aton(address)))  # of a direction, whose flag 1 says to compare it
+    is_source = nested(1, attribute(1, socket.inet_aton(address)))  # of a direction, whose flag 1 says to compare it
     flag, none = struct.pack("=I", 1), struct.pack("=I", 0)
-    by_source = _nested(1, is_source) + _nested(25, _attribute(1, flag), _attribute(2, none))
-    by_answer = _nested(2, is_source) + _nested(25, _attribute(1, none), _attribute(2, flag))
+    by_source = nested(1, is_source) + nested(25, attribute(1, flag), attribute(2, none))
+    by_answer = nested(2, is_source) + nested(25, attribute(1, none), attribute(2, flag))
     header = _NETFILTER.pack(socket.AF_INET, 0, 0)
     about = f"forget connections of {address}"
     return (

@@ -4,12 +4,20 @@ A machine sees the same addresses on every node and in every clone; its namespac
 without any state, to the instance's address and back. See docs/decisions/0013-network-of-machines.md.
 """
 
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from alveole.host import nft, sysctl
-from alveole.host.netlink import Netlink, link_up, new_address, new_default_route, new_host_route, new_neighbour
+from alveole.host.netlink import (
+    NETFILTER,
+    Netlink,
+    link_up,
+    new_address,
+    new_default_route,
+    new_host_route,
+    new_neighbour,
+)
 from alveole.host.netns import entered
+from alveole.host.nft_rewrite import append
 from alveole.host.tap import ensure_tap
 from alveole.model.error import internal
 from alveole.network.base import (
@@ -19,15 +27,14 @@ from alveole.network.base import (
     GUEST_GATEWAY,
     GUEST_GATEWAY_MAC,
     GUEST_MAC,
-    GUEST_PREFIX,
     TAP,
     Attachment,
 )
+from alveole.network.machine_rules import icmp_rules, ruleset
 from alveole.network.slots import HOST_MAC, INNER_DEVICE
 from alveole.runtime.base import Card
 
 _OWNER = 1  # of a range's ids: the one that the machine's process runs as
-_LINK_LOCAL = "169.254.0.0/16"
 
 
 def card_for(machine: str, address: str, gateway: str) -> Card:
@@ -49,16 +56,23 @@ def plug(attachment: Attachment, card: Card, gateway: str) -> None:
     """Give the instance's namespace its tap, routes and rules. Idempotent, also while a machine runs there. Blocks."""
     with entered(Path(attachment.network_namespace)):
         ensure_tap(card.device, attachment.ids_base + _OWNER)
+        _load_rules(attachment, card, gateway)  # before anything can pass
         sysctl.write("net/ipv4/ip_forward", "1")
         sysctl.write(f"net/ipv4/conf/{card.device}/proxy_arp", "1")  # for guests that ask for their gateway
         sysctl.write(f"net/ipv4/neigh/{card.device}/proxy_delay", "0")
-        rules = nft.Library()
-        try:
-            rules.execute(ruleset(card, attachment.address, gateway))  # before anything can pass
-        finally:
-            rules.close()
         with Netlink() as inside:
             _connect(inside, card, gateway)
+
+
+def _load_rules(attachment: Attachment, card: Card, gateway: str) -> None:
+    rules = nft.Library()
+    try:
+        rules.execute(ruleset(card, attachment.address, gateway))
+    finally:
+        rules.close()
+    if card.has_route:
+        with Netlink(NETFILTER) as netfilter:
+            append(netfilter, icmp_rules(card, attachment.address, gateway))
 
 
 def _connect(inside: Netlink, card: Card, gateway: str) -> None:
@@ -76,92 +90,3 @@ def _index(connection: Netlink, name: str) -> int:
     if index is None:
         raise internal(f"network device {name} of a machine is gone", hint="stop and start the instance")
     return index
-
-
-def ruleset(card: Card, address: str, gateway: str) -> str:
-    """All rules of a machine's namespace, replacing what is there in one transaction.
-
-    ``address``: of the instance, empty if it has none; ``gateway``: of the node. Pure.
-    """
-    return f"{_from_guest(card)}{_namespace(card, address, gateway)}"
-
-
-def _from_guest(card: Card) -> str:
-    """Before all else: a guest speaks with its own addresses only, and cannot fill the host's neighbour table."""
-    inside = IPv4Address(card.address)
-    forwarded = f"ip saddr {inside} ip daddr != {_LINK_LOCAL} accept" if card.has_route else ""
-    return f"""
-add table netdev card
-delete table netdev card
-table netdev card {{
-  chain ingress {{
-    type filter hook ingress device "{card.device}" priority 0; policy drop;
-    ether saddr != {card.mac} drop
-    arp htype 1 arp ptype ip arp saddr ip {{ 0.0.0.0, {inside}, {card.control_address} }} accept
-    ip saddr {card.control_address} ip daddr {card.control_gateway} accept
-    {forwarded}
-  }}
-}}
-"""
-
-
-def _namespace(card: Card, address: str, gateway: str) -> str:
-    """What may enter, leave and cross it. Nothing is tracked; nothing of its own leaves by the instance's device."""
-    return f"""
-add table ip machine
-delete table ip machine
-table ip machine {{
-  chain input {{
-    type filter hook input priority filter; policy drop;
-    iifname "lo" accept
-    iifname "{card.device}" ip daddr {card.control_gateway} tcp sport 22 tcp flags & (syn | ack) != syn accept \
-comment "answers of the guest"
-  }}
-  chain output {{
-    type filter hook output priority raw; policy drop;
-    notrack
-    oifname {{ "lo", "{card.device}" }} accept
-  }}
-  {_forwarding(card, IPv4Address(address), IPv4Address(gateway)) if card.has_route else _NO_FORWARDING}
-}}
-"""
-
-
-_NO_FORWARDING = """
-  chain forward {
-    type filter hook forward priority filter; policy drop;
-  }
-"""
-
-
-def _forwarding(card: Card, address: IPv4Address, gateway: IPv4Address) -> str:
-    """Between the card and the instance's device, which knows the outer address only."""
-    inside, guest_gateway = IPv4Address(card.address), IPv4Address(card.gateway)
-    return f"""
-  chain prerouting {{
-    type filter hook prerouting priority raw; policy drop;
-    notrack
-    iifname "lo" accept
-    iifname "{INNER_DEVICE}" ip daddr {address} goto inwards
-    iifname "{card.device}" goto outwards
-  }}
-  chain inwards {{
-    ip saddr {{ {_LINK_LOCAL}, {GUEST_PREFIX} }} drop
-    ip saddr {gateway} ip saddr set {guest_gateway}
-    ip daddr set {inside} accept
-  }}
-  chain outwards {{
-    ip daddr {guest_gateway} ip daddr set {gateway} accept
-    ip daddr {GUEST_PREFIX} drop
-    accept
-  }}
-  chain forward {{
-    type filter hook forward priority filter; policy drop;
-    iifname "{INNER_DEVICE}" oifname "{card.device}" ip daddr {inside} accept
-    iifname "{card.device}" oifname "{INNER_DEVICE}" accept
-  }}
-  chain postrouting {{
-    type filter hook postrouting priority raw; policy accept;
-    oifname "{INNER_DEVICE}" ip saddr set {address}
-  }}
-"""
