@@ -3,6 +3,7 @@
 Only the standard library is used. Everything here is about the network namespace of the calling thread.
 """
 
+import ctypes
 import fcntl
 import os
 import socket
@@ -20,7 +21,7 @@ def ensure_tap(name: str, owner: int) -> None:
         return
     descriptor = open_tap(name)
     try:
-        fcntl.ioctl(descriptor, _TUNSETOWNER, owner)
+        fcntl.ioctl(descriptor, _TUNSETOWNER, ctypes.c_int(owner).value)  # Python takes no unsigned int
         fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)  # last: until then it vanishes with us
     finally:
         os.close(descriptor)
