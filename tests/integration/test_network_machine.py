@@ -19,6 +19,7 @@ from alveole.network.base import (
     CONTROL_GATEWAY,
     GUEST_ADDRESS,
     GUEST_GATEWAY,
+    GUEST_GATEWAY_MAC,
     GUEST_MAC,
     Attachment,
 )
@@ -145,16 +146,21 @@ async def test_nothing_leaves_but_what_the_guest_sends_as_itself(lab: Lab) -> No
             for target in (METADATA, "169.254.0.9", "192.0.0.3", "255.255.255.255"):
                 throw(vm, GUEST_ADDRESS, target)
                 throw(vm, CONTROL_ADDRESS, target)
-            with inside(vm):
-                sh("ip", "link", "set", "eth0", "address", "02:00:00:00:00:09")
+            _take_mac(vm, "02:00:00:00:00:09")
             throw(vm, GUEST_ADDRESS, OUTSIDE_ADDRESS)
-            with inside(vm):
-                sh("ip", "link", "set", "eth0", "address", GUEST_MAC)
+            _take_mac(vm, GUEST_MAC)
             throw(vm, GUEST_ADDRESS, "198.51.100.9")
             async with asyncio.timeout(2):
                 seen = await asyncio.get_running_loop().sock_recv(wire, 200)
         wire.close()
         assert (socket.inet_ntoa(seen[12:16]), socket.inet_ntoa(seen[16:20])) == (web.address, "198.51.100.9")
+
+
+def _take_mac(where: int, mac: str) -> None:
+    """Whoever changes it forgets all neighbours."""
+    with inside(where):
+        sh("ip", "link", "set", "eth0", "address", mac)
+        sh("ip", "neighbour", "replace", GUEST_GATEWAY, "dev", "eth0", "lladdr", GUEST_GATEWAY_MAC)
 
 
 def throw(where: int, source: str, target: str) -> None:
