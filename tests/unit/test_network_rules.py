@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from alveole.host.identity import Identity
 from alveole.model.instance import Port
 from alveole.network.base import Attachment
+from alveole.network.machine import card_for
+from alveole.network.machine_rules import ruleset as machine_ruleset
 from alveole.network.rules import admit, expel, ruleset
 
 IDENTITY = Identity(
@@ -110,3 +112,19 @@ def test_text_that_is_no_address_never_becomes_a_rule(text: str, place: str) -> 
 def test_text_meant_as_rules_is_refused() -> None:
     with pytest.raises(ValueError, match="decimal digits"):
         admit(IDENTITY, _attachment().replace(address="10.80.16.2 } ; flush ruleset"))
+
+
+@given(st.text(max_size=40), st.sampled_from(["constant", "same"]))
+def test_text_that_is_no_address_never_becomes_a_rule_of_a_machine(text: str, machine: str) -> None:
+    try:
+        rules = machine_ruleset(card_for(machine, text, str(IDENTITY.pool[1])), text, str(IDENTITY.pool[1]))
+    except ValueError:
+        return
+    assert text == "" or re.fullmatch(r"[0-9.]+", text)
+    assert re.fullmatch(r'[\w\s{};:"=!&|(),./<>@-]+', rules)
+
+
+def test_a_machine_without_address_forwards_nothing() -> None:
+    rules = machine_ruleset(card_for("constant", "", str(IDENTITY.pool[1])), "", str(IDENTITY.pool[1]))
+    assert "hook forward priority filter; policy drop;\n  }" in rules
+    assert "hook prerouting" not in rules

@@ -23,6 +23,7 @@ _INNER_SOURCE, _INNER_DESTINATION = (
 def ruleset(card: Card, address: str, gateway: str) -> str:
     """All rules of a machine's namespace but ``icmp_rules``, replacing what is there in one transaction.
 
+    Tables are flushed, not deleted: whoever had deleted one would wait 10 ms when it closes its socket.
     ``address``: of the instance, empty if it has none; ``gateway``: of the node.
     """
     crossing = _crossing(card, IPv4Address(address), IPv4Address(gateway)) if card.has_route else _NO_CROSSING
@@ -45,7 +46,7 @@ def _from_guest(card: Card) -> str:
     forwarded = f"ip saddr {inside} ip daddr != {_LINK_LOCAL} accept" if card.has_route else ""
     return f"""
 add table netdev card
-delete table netdev card
+flush table netdev card
 table netdev card {{
   chain ingress {{
     type filter hook ingress device "{card.device}" priority 0; policy drop;
@@ -62,7 +63,7 @@ def _namespace(card: Card, crossing: str) -> str:
     """What may enter, leave and cross it. Nothing is tracked; nothing of its own leaves by the instance's device."""
     return f"""
 add table ip {_TABLE}
-delete table ip {_TABLE}
+flush table ip {_TABLE}
 table ip {_TABLE} {{
   chain input {{
     type filter hook input priority filter; policy drop;
