@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 RUN_PACKAGES=(
     busybox-static ca-certificates conmon cpio crun dropbear-bin e2fsprogs golang-github-containers-common iproute2
-    kmod libnftables1 mount nftables openssh-client python3 python3-venv skopeo xfsprogs zstd
+    kmod libnftables1 mount nftables openssh-client python3 python3-venv skopeo xfsprogs xorriso zstd
 )
 # Debian 12 itself has these too old or not at all.
 BACKPORTS_PACKAGES=(
