@@ -91,6 +91,22 @@ PROGRAMS = (
         without="volumes cannot be made",
     ),
     Program(
+        argv=("qemu-img", "--version"),
+        package="qemu-utils",
+        needed=False,
+        oldest=(7, 2),
+        purpose="it reads disk images",
+        without="qcow2 images cannot be imported; raw ones can",
+    ),
+    Program(
+        argv=("xorriso", "-version"),
+        package="xorriso",
+        needed=False,
+        oldest=(1, 5),
+        purpose="it makes the seeds that operating systems are set up by at their first boot",
+        without="operating systems of disk images cannot be told their name, address and keys",
+    ),
+    Program(
         argv=("ip", "-V"),
         package="iproute2",
         needed=True,
