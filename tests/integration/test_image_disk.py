@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import struct
@@ -19,6 +20,8 @@ from alveole.image.disk_image import Source, make_raw, take_copy
 from alveole.image.store import LocalImageStore
 from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.image import DiskFormat, ImageConfig, ImageContent
+from tests.integration.daemon import Daemon
+from tests.integration.daemon import until as until_true
 
 pytestmark = pytest.mark.root
 
@@ -158,18 +161,8 @@ async def test_refused(store: LocalImageStore, plain: Path, tmp_path: Path) -> N
     shadow = tmp_path / "shadow.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", shadow], check=True)
     data = tmp_path / "data.qcow2"
-    command = [
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        f"data_file={tmp_path}/data,data_file_raw=on",
-        data,
-        "1M",
-    ]
-    subprocess.run(command, check=True)
+    options = f"data_file={tmp_path}/data,data_file_raw=on"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, data, "1M"], check=True)
     vmdk = tmp_path / "disk.vmdk"
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vmdk", plain, vmdk], check=True)
     odd = tmp_path / "odd.img"
@@ -359,3 +352,55 @@ async def test_a_file_that_changes_meanwhile(plain: Path, tmp_path: Path) -> Non
     source = await take_copy(path, "qcow2", tmp_path, spoil)
     assert source.digest == f"sha256:{before}"
     assert same(await make_raw(source, USER, spoil), plain)
+
+
+# --- through the daemon ----------------------------------------------------------------------------------------------
+
+
+def test_by_the_command_line(daemon: Daemon, plain: Path) -> None:
+    """Imported, listed, shown, refused by walls that cannot boot it, and forgotten."""
+    path = convert(plain, "-c")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest in daemon.ok("image", "import", "--type", "qcow2", "os:1", str(path))
+    disk = daemon.state / "images/disks" / digest
+    assert same(disk, plain)
+    (line,) = (line for line in daemon.ok("image", "ls").splitlines() if line.split()[0].endswith("os:1"))
+    assert "disk of 64" in line
+    (shown,) = json.loads(daemon.ok("image", "inspect", "os:1"))
+    assert shown["content"]["disk"] == {"format": "qcow2", "virtual_size_bytes": 64 * MIB}
+    for isolation in ("container", "sandbox"):
+        told = daemon.fails("run", "--name", isolation, "--isolation", isolation, "os:1")
+        assert f"which a {isolation} cannot boot" in told
+        assert "--isolation vm" in told
+    daemon.clear()
+    daemon.ok("image", "rm", "os:1")
+    assert not [name for name in daemon.names("images") if name.endswith("os:1")]
+    told = daemon.fails("image", "import", "--type", "raw", "os:1", str(path))
+    assert "is a qcow2 image, not a raw disk" in told
+
+
+def test_an_import_that_is_cancelled_or_killed(fresh_daemon: Daemon, slow: Path) -> None:
+    """Cancelled, nothing is left; killed with its daemon, it is done by the next."""
+    body = {"name": "os", "path": str(slow), "format": "qcow2"}
+    _, operation = fresh_daemon.api("POST", "/v1/images/import", body)
+    until_true(lambda: converter_of(fresh_daemon), what="qemu-img")
+    fresh_daemon.ok("operation", "cancel", operation["id"])
+    until_true(lambda: not converter_of(fresh_daemon), what="the end of qemu-img")
+    until_true(lambda: not any((fresh_daemon.state / "images/tmp").iterdir()), what="an empty directory")
+    assert not any((fresh_daemon.state / "images/disks").iterdir())
+    assert not [name for name in fresh_daemon.names("images") if "os" in name]
+
+    _, operation = fresh_daemon.api("POST", "/v1/images/import", body)
+    until_true(lambda: converter_of(fresh_daemon), what="qemu-img")
+    fresh_daemon.kill9()
+    until_true(lambda: not converter_of(fresh_daemon), what="the end of qemu-img")
+    fresh_daemon.start()
+    until_true(lambda: fresh_daemon.api("GET", f"/v1/operations/{operation['id']}")[1]["state"] == "done", 60)
+    assert len(list((fresh_daemon.state / "images/disks").iterdir())) == 1
+    assert not any((fresh_daemon.state / "images/tmp").iterdir())
+
+
+def converter_of(daemon: Daemon) -> list[str]:
+    """Its qemu-img, which has an id of the daemon's own window."""
+    base = json.loads((daemon.state / "host.json").read_text())["window"] << 28
+    return processes_of(base + (1 << 28) - 1)
