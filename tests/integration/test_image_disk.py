@@ -365,7 +365,7 @@ async def test_a_whole_operating_system(store: LocalImageStore) -> None:
     assert content.disk is not None
     assert content.disk.virtual_size_bytes == 1 << 30
     assert content.size_bytes < 200 * MIB
-    argv = ["debugfs", "-R", "cat /etc/alpine-release", store.disk_path(content)]
+    argv = ["debugfs", "-R", "cat /etc/alpine-release", str(store.disk_path(content))]
     assert subprocess.run(argv, check=True, capture_output=True).stdout.startswith(b"3.")
 
 

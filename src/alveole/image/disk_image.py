@@ -26,7 +26,7 @@ _CHECKS = {"qcow2": check_qcow2, "raw": check_raw}
 _TIMEOUT_S = 3600.0
 _PROGRESS_EVERY_S = 0.5
 _NAMESPACES = ("--mount", "--propagation=slave", "--pid", "--fork", "--kill-child=KILL", "--net", "--ipc", "--uts")
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 4 << 20
 _NO_SPACE = "No space left on device"
 
 

@@ -265,7 +265,8 @@ class LocalImageStore:
             if self._shelf.has(key):
                 self._flights.hold(flight, {key})
             else:
-                raw = await make_raw(source, self._converter_id, progress)
+                async with self._unpackers:
+                    raw = await make_raw(source, self._converter_id, progress)
                 self._flights.create(flight, key)
                 await in_thread(partial(self._shelf.add_disk, source.digest, raw))
             return ImageContent(
