@@ -75,6 +75,6 @@ def other_daemon(tmp_path: Path, busybox_image: Path) -> Iterator[Daemon]:
         finish(made)
 
 
-@pytest.fixture(params=["container", "sandbox"])
+@pytest.fixture(params=["container", "sandbox", "vm"])
 def isolation(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -60,7 +60,7 @@ def test_entrypoint(daemon: Daemon, isolation: str) -> None:
 def test_memory_limit_kills(daemon: Daemon, isolation: str) -> None:
     """What exceeds --memory is killed, and the reason says why."""
     command = ("busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
-    daemon.cli("run", "--isolation", isolation, "--name", "eater", "-m", "64m", *command)
+    daemon.cli("run", "--isolation", isolation, "--name", "eater", "-m", "128m", *command)
     status = daemon.wait_phase("eater", "exited")["status"]
     assert status["reason"] == "out of memory"
     assert status["exit_code"] == 137

@@ -33,7 +33,7 @@ class Monitor:
             async with asyncio.timeout(_COMMAND_TIMEOUT_S):
                 return await self._client.execute(command, dict(arguments or {}))
         except ExecuteError as error:
-            raise internal(f"machine {self._name}: {command} failed: {error.error.desc}") from error
+            raise internal(f"machine {self._name}: {command} failed: {error}") from error
         except TimeoutError as error:
             raise AlveoleError(ErrorCode.TIMEOUT, f"machine {self._name}: no answer to {command}") from error
         except QMPError as error:

@@ -59,7 +59,6 @@ class Machine:
     tty: bool
     stdin: bool  # without tty: whether it reads its standard input
     root_bytes: int  # size of the disk that holds the root file system
-    root_read_only: bool
     parts: tuple[Part, ...]
 
 
@@ -162,10 +161,9 @@ def _pipes() -> tuple[str, ...]:
 
 
 def _root_disk(machine: Machine) -> tuple[str, ...]:
-    access = "on" if machine.root_read_only else "off"
     file = f"file.driver=file,file.filename={PLACE}/{DISKS}/root,file.locking=on"
     return (
-        *("-blockdev", f"driver=raw,node-name=root,discard=unmap,size={machine.root_bytes},read-only={access},{file}"),
+        *("-blockdev", f"driver=raw,node-name=root,discard=unmap,size={machine.root_bytes},{file}"),
         *("-device", f"virtio-blk-pci,id=root-device,drive=root,serial=root,addr={_ROOT_SLOT:#x}"),
     )
 

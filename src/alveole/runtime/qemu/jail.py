@@ -123,9 +123,7 @@ class Furniture:
 def jailed(cell: Cell, machine: Machine, furniture: Furniture, *, incoming: bool) -> Cell:
     """The cell that QEMU runs in."""
     user = user_of(cell)
-    read_only = {part.name for part in machine.parts if part.read_only} | (
-        {"root"} if machine.root_read_only else set()
-    )
+    read_only = {part.name for part in machine.parts if part.read_only}
     own = (
         _mount(KERNEL, furniture.boot.kernel.image, read_only=True),
         _mount(INITRAMFS, furniture.boot.initramfs, read_only=True),

@@ -5,13 +5,17 @@ what they mean in a container; QEMU itself is run by crun on the host, as its ja
 the guest gets as its seed, and one that conmon and crun run here.
 """
 
+import asyncio
 import math
 import secrets
 import shutil
+import signal as signals
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from alveole.host import pidfd
 from alveole.host.blocking import in_thread
 from alveole.host.cgroup import Cgroups
 from alveole.host.mount import unmount
@@ -39,6 +43,7 @@ from alveole.runtime.streams import AttachStream
 DEFAULT_MEMORY_BYTES = 512 << 20
 LEAST_MEMORY_BYTES = 128 << 20
 _START_TIMEOUT_S = 60.0
+_FLUSH_TIMEOUT_S = 5.0
 _TOOL_TIMEOUT_S = 30.0
 _WORDS_LIMIT_BYTES = 4096
 _GUEST_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
@@ -160,7 +165,6 @@ class QemuRuntime:
             tty=cell.process.tty,
             stdin=cell.process.stdin,
             root_bytes=cell.root_disk.stat().st_size,
-            root_read_only=cell.read_only,
             parts=(
                 *(Part(name=name, read_only=mount.read_only, is_disk=True) for name, mount in how.disks),
                 *(Part(name=name, read_only=mount.read_only, is_disk=False) for name, mount in how.binds),
@@ -264,6 +268,13 @@ class QemuRuntime:
         await _guest(handle).send(f"signal {signal}")
 
     async def kill(self, handle: Handle) -> None:
+        """Its guest is given a moment to write to its disks what its processes had written to files."""
+        guest = _guest(handle)
+        if guest.told().has_started and is_alive(handle):
+            await guest.send(f"signal {signals.SIGKILL}")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_TIMEOUT_S):
+                    await pidfd.wait_ended(handle.pid, handle.pid_started)
         await self._jail.kill(handle)
 
     async def wait(self, handle: Handle) -> Exit:

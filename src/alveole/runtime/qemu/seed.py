@@ -19,7 +19,7 @@ from alveole.runtime.base import Card, Cell, CellMount
 ROOT = "/instance/root"
 _SEED = "/run/seed"
 _FILE_LIMIT_BYTES = 1 << 20  # of a file that is passed in the seed: those that Alveole writes are far smaller
-_ENGINE = bundle.Engine(host_kernel=False, read_only_option="ro")
+_ENGINE = bundle.Engine(host_kernel=True, read_only_option="rro")
 _LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
 
@@ -93,15 +93,17 @@ def _config(cell: Cell, how: Plan) -> dict[str, Any]:
         block_device="",
     )
     files = frozenset(Path(f"{_SEED}/file/{name}") for name, _ in how.files)
-    return bundle.bundle(inside, _ENGINE, _LIMITS, {}, files)
+    config = bundle.bundle(inside, _ENGINE, _LIMITS, {}, files)
+    if cell.card is None or not cell.card.has_route:
+        config["linux"]["namespaces"].append({"type": "network"})  # it must not see the card either
+    return config
 
 
 def _script(cell: Cell, how: Plan) -> str:
     lines = ["cp /run/seed/authorized_keys /root/.ssh/authorized_keys", f"hostname {shlex.quote(cell.hostname)}"]
     if cell.card is not None and cell.card.has_route:
         lines += _network(cell.card)
-    access = "ro" if cell.read_only else "rw"
-    lines += [f"mkdir -p {ROOT}", f'mount -t ext4 -o {access} "$(disk root)" {ROOT}']
+    lines += [f"mkdir -p {ROOT}", f'mount -t ext4 "$(disk root)" {ROOT}']
     for name, mount in how.disks:
         options = "ro" if mount.read_only else "rw"
         lines += [f"mkdir -p /disks/{name}", f'mount -t ext4 -o {options} "$(disk {name})" /disks/{name}']
