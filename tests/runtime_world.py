@@ -67,7 +67,7 @@ class World:
         directory, run_directory = self.directory / number, self.directory / f"{number}.run"
         directory.mkdir()
         run_directory.mkdir()
-        shifted = self.wall == "crun"
+        shifted = self.wall in {"crun", "qemu"}
         defaults: dict[str, Any] = {
             "id": f"{self.cgroup[-8:]}{number}",
             "directory": directory,
@@ -95,20 +95,26 @@ class World:
         make = ["mke2fs", "-q", "-t", "ext4", "-d", str(self.root), "-E", "assume_storage_prezeroed=1", str(disk), "256M"]
         subprocess.run(make, check=True)
         namespace = self.directory / f"{number}.net"
-        make_machine_network(namespace)
+        make_machine_network(namespace, self.user_namespace)
         self.pins.append(namespace)
-        return {"ids": IDS, "network_namespace": namespace, "root_disk": disk, "card": CARD}
+        return {"network_namespace": namespace, "root_disk": disk, "card": CARD}
 
 
-def make_machine_network(pin: Path) -> None:
+def make_machine_network(pin: Path, user_namespace: Path | None) -> None:
     """A network namespace whose tap leads nowhere but to it."""
+    assert user_namespace
     pin.touch()
+    make = ["nsenter", f"--user={user_namespace}", "unshare", "--net", "sh", "-c", "echo made; read _"]
+    with subprocess.Popen(make, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "made\n"
+        subprocess.run(["mount", "--bind", f"/proc/{holder.pid}/ns/net", pin], check=True)
     script = (
-        f"ip tuntap add {CARD.device} mode tap user {IDS.base + 1} vnet_hdr && ip link set {CARD.device} "
+        f"ip tuntap add {CARD.device} mode tap user {IDS.base} vnet_hdr && ip link set {CARD.device} "
         f"address {CARD.gateway_mac} up && ip address add {CARD.control_gateway} peer {CARD.control_address} "
-        f"dev {CARD.device} && mount --bind /proc/self/ns/net {pin}"
+        f"dev {CARD.device}"
     )
-    subprocess.run(["unshare", "--net", "sh", "-c", script], check=True)
+    subprocess.run(["nsenter", f"--net={pin}", "sh", "-c", script], check=True)
 
 
 def process_of(*args: str, **changes: Any) -> Process:

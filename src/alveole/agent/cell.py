@@ -81,7 +81,7 @@ def build_cell(
     block_device: str,
     root_disk: Path | None,
 ) -> Cell:
-    shifted = Capability.USER_NAMESPACE in runtime.capabilities
+    shifted = not runtime.capabilities.isdisjoint({Capability.USER_NAMESPACE, Capability.MACHINE})
     root = paths.root(instance.id)
     return Cell(
         id=instance.id,

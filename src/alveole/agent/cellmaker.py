@@ -51,7 +51,7 @@ async def make(
         await _mount_root(engine, instance, attachment, shifted=shifted)
         root_disk = await _root_disk(engine, instance) if machine else None
     with steps.step("mounts"):
-        mounts = await ensure_mounts(engine, assignment, attachment, shifted=shifted)
+        mounts = await ensure_mounts(engine, assignment, attachment, shifted=shifted or machine)
     with steps.step("create"):
         cell = build_cell(
             instance,

@@ -34,7 +34,7 @@ from alveole.network.machine_rules import icmp_rules, ruleset
 from alveole.network.slots import HOST_MAC, INNER_DEVICE
 from alveole.runtime.base import Card
 
-_OWNER = 1  # of a range's ids: the one that the machine's process runs as
+_OWNER = 0  # of a range's ids: the one that the machine's process runs as
 
 
 def card_for(machine: str, address: str, gateway: str) -> Card:

@@ -67,7 +67,7 @@ class BootFiles:
         digest = await in_thread(lambda: recipe_digest(kernel.version))
         initramfs = self._directory / f"initramfs-{digest}"
         if not initramfs.exists():
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o711)
             for stale in self._directory.glob("initramfs-*"):
                 await run(["rm", "-rf", "--", str(stale)], timeout_s=_BUILD_TIMEOUT_S)
             module = "alveole.runtime.qemu.initramfs"

@@ -61,12 +61,12 @@ class Builder:
 
     async def _build(self, cell: Cell, target: Path) -> TemplateRecord:
         place, user, machine = cell.run_directory / "m", user_of(cell), replace(self.machine, parts=())
-        await make_place(place, user)
         disk = cell.directory / "disk"
         with disk.open("wb") as file:
             file.truncate(machine.root_bytes)
         os.chown(disk, user, user)
         furniture = replace(self.furniture, place=place, disks={"root": disk}, binds={})
+        await make_place(furniture, user)
         handle = await self.jail.create(jailed(cell, machine, furniture, incoming=False))
         await _add_tap(handle.pid, machine.card, user)
         began = time.monotonic()

@@ -1,11 +1,12 @@
 """The jail of a machine: QEMU runs as an OCI container of its own, made by crun as any other.
 
-It is an unprivileged user that no other process of the host is, in its own mount, process, IPC, network and cgroup
-namespaces, without capabilities, behind crun's seccomp filter and QEMU's own. It sees the host's programs read-only
-and, below PLACE, what is this machine's: nothing else.
+It is an unprivileged user that no other process of the host is, in its own user, mount, process, IPC, network and
+cgroup namespaces, without capabilities, behind crun's seccomp filter and QEMU's own. It sees the host's programs
+read-only and, below PLACE, what is this machine's: nothing else.
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ OVERHEAD_BYTES = 256 << 20
 _PLACE_BYTES = 8 << 20  # what the guest can write there: status, console
 _PROGRAMS = tuple(Path(name) for name in ("/usr", "/bin", "/lib", "/lib64"))
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-_DEVICES = (Path("/dev/net/tun"), Path("/dev/kvm"))
+_TUN, _KVM = Path("/dev/net/tun"), Path("/dev/kvm")
 _THREADS = 256
 
 
@@ -59,32 +60,35 @@ class Jail(OciRuntime):
         linux = config["linux"]
         if cell.network_namespace is None:
             linux["namespaces"].append({"type": "network"})
-        linux["devices"] = [_device(path) for path in _DEVICES if path.exists()]
-        linux["resources"]["devices"] += [
-            {"allow": True, "access": "rw", **{name: device[name] for name in ("type", "major", "minor")}}
-            for device in linux["devices"]
-        ]
+        nodes = {_TUN: _TUN, **({_KVM: self._kvm_node(cell)} if _KVM.exists() else {})}
+        config["mounts"] += [_device(path, node) for path, node in nodes.items()]
+        linux["resources"]["devices"] += [_rule(path) for path in nodes]
         return config
 
+    def _kvm_node(self, cell: Cell) -> Path:
+        """One of the machine's user: groups of the host, such as the one that may use KVM, are nobody inside."""
+        node = cell.directory / "kvm"
+        if not node.exists():
+            os.mknod(node, 0o600 | stat.S_IFCHR, _KVM.stat().st_rdev)
+            os.chown(node, user_of(cell), user_of(cell))
+        return node
 
-def _device(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {
-        "path": str(path),
-        "type": "c",
-        "major": os.major(status.st_rdev),
-        "minor": os.minor(status.st_rdev),
-        "fileMode": status.st_mode & 0o777,
-        "uid": status.st_uid,
-        "gid": status.st_gid,
-    }
+
+def _device(path: Path, node: Path) -> dict[str, Any]:
+    options = ["bind", "nosuid", "noexec"]
+    return {"destination": str(path), "type": "bind", "source": str(node), "options": options}
+
+
+def _rule(path: Path) -> dict[str, Any]:
+    number = path.stat().st_rdev
+    return {"allow": True, "type": "c", "major": os.major(number), "minor": os.minor(number), "access": "rw"}
 
 
 def user_of(cell: Cell) -> int:
-    """The host's user and group id that QEMU runs as: of the instance's own range."""
+    """The host's user and group id that QEMU runs as: the first of the instance's own range, inside it user 0."""
     if cell.ids is None:
         raise internal(f"machine {cell.id} was given no id range")
-    return cell.ids.base + 1
+    return cell.ids.base
 
 
 def make_root(directory: Path) -> Path:
@@ -92,20 +96,6 @@ def make_root(directory: Path) -> Path:
     for name in ("dev", "proc", "sys", PLACE.lstrip("/"), *(str(path).lstrip("/") for path in _PROGRAMS)):
         (directory / name).mkdir(parents=True, exist_ok=True)
     return directory
-
-
-async def make_place(place: Path, user: int) -> None:
-    """The machine's own files. QEMU may write those that are its own, and make none: a link would be followed."""
-    place.mkdir(exist_ok=True)
-    await mount_tmpfs(place, size_bytes=_PLACE_BYTES, mode=0o711)
-    for name in FIFOS:
-        os.mkfifo(place / name, mode=0o600)
-        os.chown(place / name, user, user)
-    for name in FILES:
-        (place / name).touch(mode=0o600)
-        os.chown(place / name, user, user)
-    (place / MONITOR).mkdir(mode=0o700)
-    os.chown(place / MONITOR, user, user)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +110,29 @@ class Furniture:
     binds: Mapping[str, Path]
 
 
+async def make_place(furniture: Furniture, user: int) -> None:
+    """The machine's own files. QEMU may write those that are its own, and make none: a link would be followed."""
+    place = furniture.place
+    place.mkdir(exist_ok=True)
+    await mount_tmpfs(place, size_bytes=_PLACE_BYTES, mode=0o711)
+    for name in FIFOS:
+        os.mkfifo(place / name, mode=0o600)
+        os.chown(place / name, user, user)
+    for name in FILES:
+        (place / name).touch(mode=0o600)
+        os.chown(place / name, user, user)
+    (place / MONITOR).mkdir(mode=0o700)
+    os.chown(place / MONITOR, user, user)
+    for name in (DISKS, BINDS):
+        (place / name).mkdir(mode=0o711)
+    for name in (KERNEL, INITRAMFS, MEMORY, *(f"{DISKS}/{disk}" for disk in furniture.disks)):
+        (place / name).touch()  # to mount on
+    for name in furniture.binds:
+        (place / BINDS / name).mkdir()
+
+
 def jailed(cell: Cell, machine: Machine, furniture: Furniture, *, incoming: bool) -> Cell:
     """The cell that QEMU runs in."""
-    user = user_of(cell)
     read_only = {part.name for part in machine.parts if part.read_only}
     own = (
         _mount(KERNEL, furniture.boot.kernel.image, read_only=True),
@@ -139,25 +149,17 @@ def jailed(cell: Cell, machine: Machine, furniture: Furniture, *, incoming: bool
             args=command(machine, incoming=incoming),
             env=_ENVIRONMENT,
             workdir="/",
-            uid=user,
-            gid=user,
-            groups=_groups(machine.accelerator),
+            uid=0,
+            gid=0,
             tty=cell.process.tty,
             stdin=cell.process.stdin,
         ),
         root=furniture.root,
         read_only=True,
         mounts=(*programs, CellMount(target=PLACE, source=furniture.place), *own),
-        ids=None,
-        user_namespace=None,
         resources=cell.resources.replace(memory_bytes=(machine.memory_mib << 20) + OVERHEAD_BYTES, pids=_THREADS),
     )
 
 
 def _mount(name: str, source: Path, *, read_only: bool) -> CellMount:
     return CellMount(target=f"{PLACE}/{name}", source=source, read_only=read_only)
-
-
-def _groups(accelerator: str) -> tuple[int, ...]:
-    """Whoever the host lets use KVM."""
-    return (os.stat("/dev/kvm").st_gid,) if accelerator == "kvm" else ()  # noqa: PTH116  (of a device)

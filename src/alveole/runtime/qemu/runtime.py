@@ -129,7 +129,7 @@ class QemuRuntime:
         template = await self._template(cell, machine, furniture) if cell.template else None
         if template:
             furniture = replace(furniture, memory=template.memory)
-        await make_place(furniture.place, user_of(cell))
+        await make_place(furniture, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
         await self._note(cell, machine, furniture.boot, template)
