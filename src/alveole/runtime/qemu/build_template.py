@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alveole.host.blocking import in_thread
-from alveole.host.mount import unmount
 from alveole.host.process import run
 from alveole.runtime.base import Card, Cell, Handle
 from alveole.runtime.oci import is_alive
 from alveole.runtime.qemu import capture
 from alveole.runtime.qemu.argv import Machine
 from alveole.runtime.qemu.guest import Guest
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, user_of
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, remove_place, user_of
 from alveole.runtime.qemu.template import MEMORY, TemplateRecord
 
 _BOOT_TIMEOUT_S = 120.0
@@ -55,7 +54,7 @@ class Builder:
 
     async def clean(self, identifier: str, directory: Path, run_directory: Path, cgroup: str) -> None:
         await self.jail.delete(identifier, directory, run_directory, cgroup)
-        await unmount(run_directory / "m")
+        await remove_place(run_directory / "m")
         await in_thread(lambda: shutil.rmtree(run_directory, ignore_errors=True))
         await in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
 
@@ -66,7 +65,7 @@ class Builder:
             file.truncate(machine.root_bytes)
         os.chown(disk, user, user)
         furniture = replace(self.furniture, place=place, disks={"root": disk}, binds={})
-        await make_place(furniture, user)
+        await make_place(furniture, machine, user)
         handle = await self.jail.create(jailed(cell, machine, furniture, incoming=False))
         await _add_tap(handle.pid, machine.card, user)
         began = time.monotonic()

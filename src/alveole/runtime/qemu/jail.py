@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alveole.host.cgroup import Cgroups
-from alveole.host.mount import mount_tmpfs
+from alveole.host.mount import bind, mount_tmpfs, unmount_below
 from alveole.model.error import internal
 from alveole.runtime.base import Capability, Cell, CellMount, Process
 from alveole.runtime.crun import Crun
@@ -110,7 +110,7 @@ class Furniture:
     binds: Mapping[str, Path]
 
 
-async def make_place(furniture: Furniture, user: int) -> None:
+async def make_place(furniture: Furniture, machine: Machine, user: int) -> None:
     """The machine's own files. QEMU may write those that are its own, and make none: a link would be followed."""
     place = furniture.place
     place.mkdir(exist_ok=True)
@@ -123,23 +123,41 @@ async def make_place(furniture: Furniture, user: int) -> None:
         os.chown(place / name, user, user)
     (place / MONITOR).mkdir(mode=0o700)
     os.chown(place / MONITOR, user, user)
-    for name in (DISKS, BINDS):
-        (place / name).mkdir(mode=0o711)
-    for name in (KERNEL, INITRAMFS, MEMORY, *(f"{DISKS}/{disk}" for disk in furniture.disks)):
-        (place / name).touch()  # to mount on
-    for name in furniture.binds:
-        (place / BINDS / name).mkdir()
+    (place / DISKS).mkdir(mode=0o711)
+    (place / BINDS).mkdir(mode=0o711)
+    for name, (source, read_only) in _sources(furniture, machine).items():
+        # By us, not by the engine: inside its user namespace it could not come near most of them.
+        if source.is_dir():
+            (place / name).mkdir()
+        else:
+            (place / name).touch()
+        await bind(source, place / name, read_only=read_only, recursive=False)
+
+
+async def remove_place(place: Path) -> None:
+    """Nothing happens if it is not there."""
+    await unmount_below(place)
+    if place.exists():
+        place.rmdir()
+
+
+def _sources(furniture: Furniture, machine: Machine) -> dict[str, tuple[Path, bool]]:
+    """What is mounted below the place: where from, and whether it cannot be written."""
+    read_only = {part.name for part in machine.parts if part.read_only}
+    return {
+        KERNEL: (furniture.boot.kernel.image, True),
+        INITRAMFS: (furniture.boot.initramfs, True),
+        MEMORY: (furniture.memory, True),
+        **{f"{DISKS}/{name}": (path, name in read_only) for name, path in furniture.disks.items()},
+        **{f"{BINDS}/{name}": (path, name in read_only) for name, path in furniture.binds.items()},
+    }
 
 
 def jailed(cell: Cell, machine: Machine, furniture: Furniture, *, incoming: bool) -> Cell:
     """The cell that QEMU runs in."""
-    read_only = {part.name for part in machine.parts if part.read_only}
     own = (
-        _mount(KERNEL, furniture.boot.kernel.image, read_only=True),
-        _mount(INITRAMFS, furniture.boot.initramfs, read_only=True),
-        _mount(MEMORY, furniture.memory, read_only=True),
-        *(_mount(f"{DISKS}/{name}", path, read_only=name in read_only) for name, path in furniture.disks.items()),
-        *(_mount(f"{BINDS}/{name}", path, read_only=name in read_only) for name, path in furniture.binds.items()),
+        CellMount(target=f"{PLACE}/{name}", source=furniture.place / name, read_only=read_only)
+        for name, (_, read_only) in _sources(furniture, machine).items()
     )
     programs = (CellMount(target=str(path), source=path, read_only=True) for path in _PROGRAMS if path.is_dir())
     return replace(
@@ -159,7 +177,3 @@ def jailed(cell: Cell, machine: Machine, furniture: Furniture, *, incoming: bool
         mounts=(*programs, CellMount(target=PLACE, source=furniture.place), *own),
         resources=cell.resources.replace(memory_bytes=(machine.memory_mib << 20) + OVERHEAD_BYTES, pids=_THREADS),
     )
-
-
-def _mount(name: str, source: Path, *, read_only: bool) -> CellMount:
-    return CellMount(target=f"{PLACE}/{name}", source=source, read_only=read_only)

@@ -18,7 +18,6 @@ from pathlib import Path
 from alveole.host import pidfd
 from alveole.host.blocking import in_thread
 from alveole.host.cgroup import Cgroups
-from alveole.host.mount import unmount
 from alveole.host.probe.finding import Status
 from alveole.host.probe.machine import kvm
 from alveole.host.process import run
@@ -36,7 +35,7 @@ from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, user_of
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, remove_place, user_of
 from alveole.runtime.qemu.template import Template, Templates, key_of
 from alveole.runtime.streams import AttachStream
 
@@ -129,7 +128,7 @@ class QemuRuntime:
         template = await self._template(cell, machine, furniture) if cell.template else None
         if template:
             furniture = replace(furniture, memory=template.memory)
-        await make_place(furniture, user_of(cell))
+        await make_place(furniture, machine, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
         await self._note(cell, machine, furniture.boot, template)
@@ -174,7 +173,7 @@ class QemuRuntime:
     async def _furniture(self, cell: Cell, how: seed.Plan, boot: Boot, machine: Machine) -> Furniture:
         assert cell.root_disk is not None  # noqa: S101  (_machine has looked)
         return Furniture(
-            root=make_root(self._state / "root"),
+            root=make_root(self._run_directory / "jail"),
             place=_place(cell.run_directory),
             boot=boot,
             memory=await in_thread(lambda: self._empty_memory(machine.memory_mib)),
@@ -240,10 +239,7 @@ class QemuRuntime:
 
     async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
         await self._jail.delete(cell_id, directory, run_directory, cgroup)
-        place = _place(run_directory)
-        await unmount(place)
-        if place.exists():
-            place.rmdir()
+        await remove_place(_place(run_directory))
         for name in ("key", "key.pub", "seed"):
             (run_directory / name).unlink(missing_ok=True)
         (directory / "machine.json").unlink(missing_ok=True)
