@@ -117,7 +117,7 @@ def _network(card: Card) -> list[str]:
     """Neighbours are permanent: nothing in a machine's namespace asks or answers who has an address."""
     return [
         f"ip address add {card.address}/32 dev eth0",
-        f"ip route add {card.gateway}/32 dev eth0",
+        f"ip route add {card.gateway}/32 dev eth0 src {card.address}",
         f"arp -i eth0 -s {card.gateway} {card.gateway_mac}",
         f"ip route add default via {card.gateway} dev eth0 src {card.address}",
     ]
