@@ -67,20 +67,21 @@ def command(machine: Machine, *, incoming: bool) -> tuple[str, ...]:
 
     ``incoming``: it does not boot, but waits for the state that it goes on from.
     """
-    return (
-        *("sh", "-c", _LAUNCH.format(stdin="3<&0" if machine.stdin or machine.tty else "3</dev/null")),
-        *("sh", f"{PLACE}/{WORDS}", PROGRAM, "-name", machine.id),
-        *shape(machine),
-        *_backends(machine),
-        *(_INCOMING if incoming else ()),
-    )
+    return (*launcher(machine), *shape(machine), *backends(machine), *(_INCOMING if incoming else ()))
+
+
+def launcher(machine: Machine) -> tuple[str, ...]:
+    """QEMU's name, behind a shell that puts its standard streams where it wants them."""
+    script = _LAUNCH.format(stdin="3<&0" if machine.stdin or machine.tty else "3</dev/null")
+    return ("sh", "-c", script, "sh", f"{PLACE}/{WORDS}", PROGRAM, "-name", machine.id)
 
 
 def shape(machine: Machine) -> tuple[str, ...]:
     """What the guest can see. Equal for machines of which one can go on where the other stopped."""
     return (
-        *_base(machine),
-        *_memory(machine),
+        *base(machine),
+        "-no-reboot",
+        *memory(machine),
         *_guest_system(machine),
         *_channels(machine),
         *("-device", f"virtio-net-pci,netdev=network,mac={machine.card.mac},addr={_CARD_SLOT:#x},romfile="),
@@ -88,7 +89,7 @@ def shape(machine: Machine) -> tuple[str, ...]:
     )
 
 
-def _backends(machine: Machine) -> tuple[str, ...]:
+def backends(machine: Machine) -> tuple[str, ...]:
     """What the guest cannot see."""
     shared = (part for part in machine.parts if not part.is_disk)
     return (
@@ -98,10 +99,11 @@ def _backends(machine: Machine) -> tuple[str, ...]:
     )
 
 
-def _base(machine: Machine) -> tuple[str, ...]:
+def base(machine: Machine) -> tuple[str, ...]:
+    """The board, its processors, and what QEMU may do."""
     accelerator = f"tcg,thread=multi,tb-size={_TRANSLATION_MIB}" if machine.accelerator == "tcg" else "kvm"
     return (
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"{MACHINE_TYPE},usb=off,vmport=off,memory-backend=memory"),
         *("-accel", accelerator, "-cpu", "max", "-smp", str(machine.cpus)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
@@ -109,7 +111,7 @@ def _base(machine: Machine) -> tuple[str, ...]:
     )
 
 
-def _memory(machine: Machine) -> tuple[str, ...]:
+def memory(machine: Machine) -> tuple[str, ...]:
     """A private mapping of a file: what the guest writes is this process's alone, what it reads is shared."""
     path, size = f"{PLACE}/{MEMORY}", machine.memory_mib
     backend = f"memory-backend-file,id=memory,size={size}M,mem-path={path},share=off,readonly=on,rom=off"

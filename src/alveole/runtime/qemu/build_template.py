@@ -75,6 +75,7 @@ class Builder:
         told = await capture.capture(handle.pid, furniture.memory, place, target, name=cell.id, go_on=False)
         (target / "pages").rename(target / MEMORY)
         (target / MEMORY).chmod(0o444)
+        assert furniture.boot is not None  # noqa: S101  (no other machine goes on from a template)
         return TemplateRecord(
             key=self.key,
             memory_mib=machine.memory_mib,

@@ -104,7 +104,7 @@ class Furniture:
 
     root: Path  # made by ``make_root``
     place: Path  # made by ``make_place``
-    boot: Boot
+    boot: Boot | None  # None: its root disk boots by itself
     memory: Path
     disks: Mapping[str, Path]  # by the name of the part that each is; "root" among them
     binds: Mapping[str, Path]
@@ -144,9 +144,9 @@ async def remove_place(place: Path) -> None:
 def _sources(furniture: Furniture, machine: Machine) -> dict[str, tuple[Path, bool]]:
     """What is mounted below the place: where from, and whether it cannot be written."""
     read_only = {part.name for part in machine.parts if part.read_only}
+    boot = furniture.boot
     return {
-        KERNEL: (furniture.boot.kernel.image, True),
-        INITRAMFS: (furniture.boot.initramfs, True),
+        **({KERNEL: (boot.kernel.image, True), INITRAMFS: (boot.initramfs, True)} if boot else {}),
         MEMORY: (furniture.memory, True),
         **{f"{DISKS}/{name}": (path, name in read_only) for name, path in furniture.disks.items()},
         **{f"{BINDS}/{name}": (path, name in read_only) for name, path in furniture.binds.items()},

@@ -30,13 +30,14 @@ from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recove
 from alveole.runtime.faults import fault
 from alveole.runtime.oci import is_alive, reason_of
 from alveole.runtime.qemu import capture, seed
-from alveole.runtime.qemu.argv import CONSOLE, MACHINE_TYPE, PROGRAM, WORDS, Machine, Part, plug, shape
+from alveole.runtime.qemu.argv import MACHINE_TYPE, PROGRAM, Machine, Part, plug, shape
 from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
 from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, remove_place, user_of
 from alveole.runtime.qemu.template import Template, Templates, key_of
+from alveole.runtime.qemu.words import with_words
 from alveole.runtime.streams import AttachStream
 
 DEFAULT_MEMORY_BYTES = 512 << 20
@@ -44,7 +45,6 @@ LEAST_MEMORY_BYTES = 128 << 20
 _START_TIMEOUT_S = 60.0
 _FLUSH_TIMEOUT_S = 5.0
 _TOOL_TIMEOUT_S = 30.0
-_WORDS_LIMIT_BYTES = 4096
 _GUEST_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
 
@@ -124,14 +124,15 @@ class QemuRuntime:
         files = frozenset(mount.source for mount in cell.mounts if mount.source and mount.source.is_file())
         how = seed.plan(cell.mounts, files)
         machine = await self._machine(cell, how)
-        furniture = await self._furniture(cell, how, await self._boot.ensure(), machine)
-        template = await self._template(cell, machine, furniture) if cell.template else None
+        boot = await self._boot.ensure()
+        furniture = await self._furniture(cell, how, boot, machine)
+        template = await self._template(cell, machine, furniture, boot) if cell.template else None
         if template:
             furniture = replace(furniture, memory=template.memory)
         await make_place(furniture, machine, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
-        await self._note(cell, machine, furniture.boot, template)
+        await self._note(cell, machine, boot, template)
         handle = await self._jail.create(jailed(cell, machine, furniture, incoming=template is not None))
         await self._jail.start(handle)
         try:
@@ -142,7 +143,7 @@ class QemuRuntime:
                 await wait_until_booted(handle, furniture.place)
             await _plug(machine, furniture.place)
         except AlveoleError as error:
-            raise _with_words(error, furniture.place) from error
+            raise with_words(error, furniture.place) from error
         return handle
 
     async def _machine(self, cell: Cell, how: seed.Plan) -> Machine:
@@ -181,8 +182,8 @@ class QemuRuntime:
             binds={name: mount.source for name, mount in how.binds if mount.source},
         )
 
-    async def _template(self, cell: Cell, machine: Machine, furniture: Furniture) -> Template:
-        boot, qemu = furniture.boot, await self._qemu()
+    async def _template(self, cell: Cell, machine: Machine, furniture: Furniture, boot: Boot) -> Template:
+        qemu = await self._qemu()
         key = key_of(shape(machine), (qemu, boot.kernel.version, boot.initramfs.name))
         builder = Builder(
             jail=self._jail,
@@ -242,7 +243,8 @@ class QemuRuntime:
         await remove_place(_place(run_directory))
         for name in ("key", "key.pub", "seed"):
             (run_directory / name).unlink(missing_ok=True)
-        (directory / "machine.json").unlink(missing_ok=True)
+        for name in ("machine.json", "kvm"):
+            (directory / name).unlink(missing_ok=True)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -254,7 +256,7 @@ class QemuRuntime:
         try:
             told = await guest.until(_is_decided, alive=lambda: is_alive(handle), timeout_s=_START_TIMEOUT_S)
         except AlveoleError as error:
-            raise _with_words(error, _place(Path(handle.run_directory))) from error
+            raise with_words(error, _place(Path(handle.run_directory))) from error
         archive.unlink(missing_ok=True)
         if (words := told.failure) is not None:
             about = _about(handle)
@@ -356,20 +358,3 @@ def _guest(handle: Handle) -> Guest:
 
 def _about(handle: Handle) -> About:
     return About.from_json(Path(handle.directory, "machine.json").read_bytes())
-
-
-def _with_words(error: AlveoleError, place: Path) -> AlveoleError:
-    """With QEMU's own last words, or the guest kernel's."""
-    words = _tail(place / WORDS) or _tail(place / CONSOLE)
-    return AlveoleError(error.code, f"{error.message}: {words}", hint=error.hint) if words else error
-
-
-def _tail(path: Path) -> str:
-    """The end of a text file that a hostile process may have written."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _WORDS_LIMIT_BYTES))
-            lines = file.read(_WORDS_LIMIT_BYTES).decode(errors="replace").split("\n")
-    except FileNotFoundError:
-        return ""
-    return " ".join("".join(c for c in line if c.isprintable()) for line in lines[-4:]).strip()
