@@ -97,6 +97,7 @@ class Cell:
     resources: Resources = field(default_factory=Resources)
     block_device: str = ""  # "major:minor" of the disk that holds root, if I/O limits are wanted
     root_disk: Path | None = None  # a machine's: raw, its own, holds an ext4 filesystem
+    seed_disk: Path | None = None  # a machine's whose root disk is a whole operating system: what that is told
     card: Card | None = None  # a machine's
     template: bool = True  # a machine's: it goes on from a template instead of booting
 

@@ -36,6 +36,7 @@ from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
 from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, remove_place, user_of
+from alveole.runtime.qemu.system import Systems, is_system
 from alveole.runtime.qemu.template import Template, Templates, key_of
 from alveole.runtime.qemu.words import with_words
 from alveole.runtime.streams import AttachStream
@@ -75,6 +76,7 @@ class QemuRuntime:
         self._accelerator = accelerator
         self._version = ""
         self.templates = Templates(state / "templates")
+        self._systems = Systems(self._jail, run_directory, self.accelerator, self._empty_memory)
 
     @property
     def name(self) -> str:
@@ -115,7 +117,7 @@ class QemuRuntime:
         """Bring it to where its guest waits for what it shall be."""
         try:
             await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
-            return await self._create(cell)
+            return await (self._systems.create(cell) if cell.seed_disk else self._create(cell))
         except BaseException:
             await self.delete(cell.id, cell.directory, cell.run_directory, cell.cgroup)
             raise
@@ -243,12 +245,16 @@ class QemuRuntime:
         await remove_place(_place(run_directory))
         for name in ("key", "key.pub", "seed"):
             (run_directory / name).unlink(missing_ok=True)
+        self._systems.forget(directory)
         for name in ("machine.json", "kvm"):
             (directory / name).unlink(missing_ok=True)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def start(self, handle: Handle) -> None:
+        if is_system(handle):
+            await self._systems.start(handle)
+            return
         guest, archive = _guest(handle), Path(handle.run_directory, "seed")
         if archive.exists():
             content = archive.read_bytes()
@@ -263,12 +269,15 @@ class QemuRuntime:
             raise fault(self.name, words, about.args, about.workdir)
 
     async def signal(self, handle: Handle, signal: int) -> None:
+        if is_system(handle):
+            await self._systems.signal(handle, signal)
+            return
         await _guest(handle).send(f"signal {signal}")
 
     async def kill(self, handle: Handle) -> None:
         """Its guest is given a moment to write to its disks what its processes had written to files."""
         guest = _guest(handle)
-        if guest.told().has_started and is_alive(handle):
+        if not is_system(handle) and guest.told().has_started and is_alive(handle):
             await guest.send(f"signal {signals.SIGKILL}")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_TIMEOUT_S):
@@ -276,6 +285,8 @@ class QemuRuntime:
         await self._jail.kill(handle)
 
     async def wait(self, handle: Handle) -> Exit:
+        if is_system(handle):
+            return await self._systems.wait(handle)
         end = await self._jail.wait(handle)
         told = _guest(handle).told().exit
         if told is not None:
@@ -287,6 +298,8 @@ class QemuRuntime:
 
     async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
         found = await self._jail.recover(cell_id, directory, run_directory)
+        if found.handle and is_system(found.handle):
+            return found
         if found.state is State.RUNNING and found.handle and not _guest(found.handle).told().has_started:
             return replace(found, state=State.CREATED)
         return found
@@ -294,6 +307,8 @@ class QemuRuntime:
     async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
         if not is_alive(handle):
             raise conflict(f"instance {handle.id} is not running", hint="start it first")
+        if is_system(handle):
+            return await self._systems.exec(handle)
         launcher = GuestLauncher(
             id=handle.id,
             name=secrets.token_hex(8),
@@ -308,6 +323,8 @@ class QemuRuntime:
             raise fault(self.name, str(error), process.args, process.workdir) from error
 
     async def attach(self, handle: Handle) -> Stream:
+        if is_system(handle):
+            return await self._systems.attach(handle)
         stream, guest = await self._jail.attach(handle), _guest(handle)
 
         async def resize(rows: int, columns: int) -> None:
