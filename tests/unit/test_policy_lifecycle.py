@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alveole.model.instance import Desired, Instance, InstanceSpec, InstanceStatus, Phase, Restart
+from alveole.model.image import DiskImage, ImageConfig, ImageContent
+from alveole.model.instance import Desired, Instance, InstanceSpec, InstanceStatus, Isolation, Phase, Restart
 from alveole.policy.lifecycle import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
@@ -30,10 +31,16 @@ Policy = Literal["no", "on-failure", "always", "unless-stopped"]
 POLICIES: tuple[Policy, ...] = ("no", "on-failure", "always", "unless-stopped")
 
 
+DISK = ImageContent(
+    digest="sha256:0", layers=(), size_bytes=1, config=ImageConfig(), disk=DiskImage(format="raw", virtual_size_bytes=1)
+)
+SYSTEM = InstanceSpec(image="os", isolation=Isolation.VM)
+
+
 def instance(desired: Desired = Desired.RUNNING, *, policy: Policy = "no", retries: int = 0, **fields: Any) -> Instance:
     restart = Restart(policy=policy, max_retries=retries)
     spec = InstanceSpec(image="app", restart=restart, stop_grace_s=7.0)
-    return Instance(id="0" * 12, name="web", spec=spec, created_at=NOW, desired=desired, **{"run": 1, **fields})
+    return Instance(id="0" * 12, name="web", created_at=NOW, desired=desired, **{"spec": spec, "run": 1, **fields})
 
 
 def status(phase: Phase = Phase.EXITED, *, run: int = 1, **fields: Any) -> InstanceStatus:
@@ -52,6 +59,8 @@ TABLE: list[tuple[str, Instance, InstanceStatus, bool, Action]] = [
     ("stop", instance(STOPPED), status(Phase.RUNNING), True, Stop(7.0)),
     ("stop with its own grace", instance(STOPPED, stop_grace_s=0.5), status(Phase.RUNNING), True, Stop(0.5)),
     ("stop at once", instance(STOPPED, stop_grace_s=0.0), status(Phase.RUNNING), True, Stop(0.0)),
+    ("stop, nobody said how", instance(STOPPED, spec=InstanceSpec(image="app")), status(Phase.RUNNING), True, Stop(10)),
+    ("stop a system", instance(STOPPED, spec=SYSTEM, image=DISK), status(Phase.RUNNING), True, Stop(60)),
     ("remove while it runs", instance(REMOVED), status(Phase.RUNNING), True, Stop(7.0)),
     ("remove by force", instance(REMOVED, force=True), status(Phase.RUNNING), True, Stop(0.0)),
     ("removed, ended", instance(REMOVED), status(), False, Remove()),

@@ -11,6 +11,9 @@ from alveole.runtime.base import Capability, Cell, CellMount, Ids, Process, Runt
 from alveole.runtime.capabilities import capabilities
 from alveole.runtime.passwd import resolve_user
 
+CONSOLE = Process(args=(), env={}, workdir="/", uid=0, gid=0, tty=True, stdin=True)
+"""Of a whole operating system: nothing that Alveole starts runs in it, and what is seen of it is a serial terminal."""
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -80,6 +83,7 @@ def build_cell(
     mounts: tuple[CellMount, ...],
     block_device: str,
     root_disk: Path | None,
+    seed_disk: Path | None,
 ) -> Cell:
     shifted = not runtime.capabilities.isdisjoint({Capability.USER_NAMESPACE, Capability.MACHINE})
     root = paths.root(instance.id)
@@ -89,7 +93,7 @@ def build_cell(
         run_directory=paths.sockets(instance.id),
         log_path=paths.log(instance.id),
         hostname="" if instance.spec.network == "host" else attachment.hostname,
-        process=process_of(instance, root),
+        process=CONSOLE if instance.is_system else process_of(instance, root),
         root=root,
         read_only=instance.spec.read_only,
         mounts=mounts,
@@ -100,5 +104,6 @@ def build_cell(
         resources=instance.spec.resources,
         block_device=block_device,
         root_disk=root_disk,
+        seed_disk=seed_disk,
         card=attachment.card,
     )

@@ -9,6 +9,7 @@ from alveole.agent.mounts import ensure_mounts, release_volumes, unmount_all
 from alveole.agent.record import LocalRecord
 from alveole.agent.steps import StepLog
 from alveole.host import mount
+from alveole.agent.system import copy_disk, ensure_seed
 from alveole.host.disk import disk_of
 from alveole.host.process import run
 from alveole.image.root_disk import make_root_disk
@@ -17,7 +18,8 @@ from alveole.model.error import AlveoleError, ErrorCode, unsupported
 from alveole.model.health import HealthCheck
 from alveole.model.instance import Instance
 from alveole.network.base import Attachment
-from alveole.runtime.base import Capability, Handle, Ids
+from alveole.policy.system import check_no_system, check_system
+from alveole.runtime.base import Capability, CellMount, Handle, Ids
 from alveole.volume.base import ROOT_DISK_BYTES
 
 REMOVE_TIMEOUT_S = 600.0
@@ -48,10 +50,14 @@ async def make(
         record = record.replace(attachment=attachment, ids_base=attachment.ids_base)
         yield record
     with steps.step("root"):
-        await _mount_root(engine, instance, attachment, shifted=shifted)
+        if not instance.is_system:
+            await _mount_root(engine, instance, attachment, shifted=shifted)
         root_disk = await _root_disk(engine, instance) if machine else None
     with steps.step("mounts"):
-        mounts = await ensure_mounts(engine, assignment, attachment, shifted=shifted or machine)
+        seed_disk = await ensure_seed(engine, instance, attachment) if instance.is_system else None
+        mounts: tuple[CellMount, ...] = ()
+        if not instance.is_system:
+            mounts = await ensure_mounts(engine, assignment, attachment, shifted=shifted or machine)
     with steps.step("create"):
         cell = build_cell(
             instance,
@@ -62,6 +68,7 @@ async def make(
             mounts=mounts,
             block_device=_block_device(engine, instance),
             root_disk=root_disk,
+            seed_disk=seed_disk,
         )
         cell.directory.mkdir(parents=True, exist_ok=True)
         cell.run_directory.mkdir(parents=True, exist_ok=True)
@@ -104,9 +111,13 @@ async def _root_disk(engine: Engine, instance: Instance) -> Path:
     assert content is not None  # noqa: S101  (_ensure_image has looked)
 
     async def make(target: Path) -> None:
-        await make_root_disk(engine.images.layer_directories(content), target, ROOT_DISK_BYTES)
+        if content.disk is not None:
+            await copy_disk(engine, content, target)
+        else:
+            await make_root_disk(engine.images.layer_directories(content), target, ROOT_DISK_BYTES)
 
-    key, need_bytes = content.digest.removeprefix("sha256:"), _UNPACKED * content.size_bytes
+    key = content.digest.removeprefix("sha256:")
+    need_bytes = content.size_bytes if content.disk is not None else _UNPACKED * content.size_bytes
     base = await engine.volumes.base_disk(key, make, need_bytes=need_bytes)
     return await engine.volumes.root_disk(instance.id, base)
 
@@ -134,7 +145,7 @@ def cgroup_of(engine: Engine, instance_id: str) -> str:
 def _refuse_impossible(instance: Instance, capabilities: frozenset[Capability]) -> None:
     """What this wall cannot do is refused by name, never left out in silence."""
     isolation = instance.spec.isolation
-    if instance.image is not None and instance.image.disk is not None and Capability.MACHINE not in capabilities:
+    if instance.is_system and Capability.MACHINE not in capabilities:
         raise unsupported(
             f"image {instance.spec.image} is the disk of a whole operating system, which a {isolation} cannot boot",
             hint="choose --isolation vm",
@@ -159,6 +170,7 @@ def _limits_io(instance: Instance) -> bool:
     return resources.io_read_bps is not None or resources.io_write_bps is not None
 
 
+    (check_system if instance.is_system else check_no_system)(instance.spec)
 def _block_device(engine: Engine, instance: Instance) -> str:
     return disk_of(engine.paths.upper(instance.id)) if _limits_io(instance) else ""
 

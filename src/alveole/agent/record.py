@@ -49,6 +49,9 @@ class Paths:
     def runtime(self, identifier: str) -> Path:
         return self.home(identifier) / "runtime"
 
+    def seed(self, identifier: str) -> Path:
+        return self.home(identifier) / "seed"
+
     def log(self, identifier: str) -> Path:
         return self.home(identifier) / "log"
 

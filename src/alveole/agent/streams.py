@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from alveole.agent.cell import process_of
+from alveole.agent.cell import CONSOLE, process_of
 from alveole.agent.cellmaker import cgroup_of
 from alveole.agent.engine import Engine
 from alveole.agent.keeper import Keeper
@@ -36,6 +36,8 @@ class LocalStreams:
         return await runtime.exec(handle, request, self._exec_process(instance, request))
 
     def _exec_process(self, instance: Instance, request: ExecRequest) -> Process:
+        if instance.is_system:
+            return replace(CONSOLE, args=request.command, env=request.env, tty=request.tty, stdin=request.stdin)
         root = self._engine.paths.root(instance.id)
         process = process_of(instance, root)
         process = replace(

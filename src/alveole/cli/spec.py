@@ -17,13 +17,13 @@ def instance_spec(
 ) -> dict[str, Any]:
     """Only what was given is set; all else is as the image or the daemon says.
 
-    ``options`` are click's parameters by name, with ``env_file`` holding the files' contents; ``caller`` is the
-    environment that a bare KEY is taken from. Raises BadValueError.
+    ``options`` are click's parameters by name, with ``env_file``, ``user_data`` and ``ssh_keys`` holding the files'
+    contents; ``caller`` is the environment that a bare KEY is taken from. Raises BadValueError.
     """
     if not image:
         raise BadValueError("IMAGE", image, "is empty", "an image's name, such as debian:12")
     spec: dict[str, Any] = {"image": image}
-    for name in ("user", "network", "inside_address", "isolation", "pull", "stop_signal"):
+    for name in ("user", "network", "inside_address", "isolation", "pull", "stop_signal", "user_data"):
         if options.get(name):
             spec[name] = options[name]
     for name in ("tty", "stdin", "read_only", "remove_on_exit"):
@@ -31,6 +31,8 @@ def instance_spec(
             spec[name] = True
     spec |= _process(command, options, caller)
     spec |= _lists(options)
+    if keys := [key for content in options.get("ssh_keys", ()) for key in values.public_keys("--ssh-key", content)]:
+        spec["ssh_keys"] = keys
     if limits := _resources(options):
         spec["resources"] = limits
     if options.get("restart"):

@@ -32,6 +32,19 @@ _OPTIONS = (
     ),
     _many("-v", "--volume", metavar="SOURCE:TARGET[:ro]", text="Mount a volume, or an absolute host path."),
     _many("--mount", metavar="KEY=VALUE,...", text="Mount: type, source, target, readonly, tmpfs-size."),
+    click.option(
+        "--user-data",
+        "user_data_file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="For an operating system: a script or #cloud-config for cloud-init.",
+    ),
+    click.option(
+        "--ssh-key",
+        "ssh_key_files",
+        type=click.Path(exists=True, dir_okay=False),
+        multiple=True,
+        help="For an operating system: a public key that may log in.",
+    ),
     _many("--tmpfs", metavar="TARGET[:size=SIZE]", text="Mount a file system kept in memory."),
     _one("--network", metavar="NETWORK", text="The network it joins, or host, or none."),
     click.option(
@@ -85,12 +98,17 @@ def complete_images(context: click.Context, _parameter: click.Parameter, incompl
 
 def given_spec(options: dict[str, Any]) -> dict[str, Any]:
     """The spec that the command line describes. Raises BadValueError."""
-    files = tuple(_read(path) for path in options["env_file"])
-    return instance_spec(options["image"], options["command_line"], {**options, "env_file": files}, os.environ)
+    path = options["user_data_file"]
+    files = {
+        "env_file": tuple(_read("--env-file", path, "a text file of KEY=VALUE lines") for path in options["env_file"]),
+        "user_data": _read("--user-data", path, "a text file") if path else "",
+        "ssh_keys": tuple(_read("--ssh-key", path, "a file of public keys") for path in options["ssh_key_files"]),
+    }
+    return instance_spec(options["image"], options["command_line"], {**options, **files}, os.environ)
 
 
-def _read(path: str) -> str:
+def _read(flag: str, path: str, valid: str) -> str:
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--env-file {path}: {error}; valid: a text file of KEY=VALUE lines") from error
+        raise click.UsageError(f"{flag} {path}: {error}; valid: {valid}") from error

@@ -13,6 +13,7 @@ _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PORT_FORM = "[ADDRESS:]HOST_PORT:INSTANCE_PORT[/tcp|udp], such as 8080:80"
 _VOLUME_FORM = "VOLUME:/PATH[:ro] or /HOST/PATH:/PATH[:ro]"
 _MOUNT_KEYS = "type=volume|bind|tmpfs, source=, target=, readonly, tmpfs-size="
+_PUBLIC_KEY = re.compile(r"[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\x00-\x1f]*)?")
 
 
 def size_bytes(flag: str, text: str) -> int:
@@ -184,3 +185,17 @@ def signal_value(text: str) -> str | int:
         return int(text)
     name = text.upper()
     return name if name.startswith("SIG") else f"SIG{name}"
+
+
+def public_keys(flag: str, content: str) -> list[str]:
+    """The lines of a file that hold keys, such as ssh-keygen makes. Raises BadValueError; no key is told in it."""
+    valid = "the public key, such as ~/.ssh/id_ed25519.pub"
+    lines = [line.strip() for line in content.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise BadValueError(flag, content, "holds no key", valid)
+    for key in keys:
+        if not _PUBLIC_KEY.fullmatch(key):
+            why = "is a private key, which is told to nobody" if "PRIVATE KEY" in content else "is no public key"
+            raise BadValueError(flag, "...", why, valid)
+    return keys

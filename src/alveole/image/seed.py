@@ -38,8 +38,9 @@ async def make_seed(
     """Make the seed ``target``, readable by root alone; what was there is replaced at once, or not at all.
 
     ``user_data`` reaches cloud-init as it is. ``address`` and ``gateway`` are IPv4, without prefix; the gateway is on
-    the link, whatever the address is. Killed at any time, it may leave a directory beside ``target``, which the next
-    call removes. Raises EXHAUSTED if the disk is full, UNSUPPORTED if xorriso is not installed.
+    the link, whatever the address is; an empty ``nameserver`` is none. Killed at any time, it may leave a directory
+    beside ``target``, which the next call removes. Raises EXHAUSTED if the disk is full, UNSUPPORTED if xorriso is not
+    installed.
     """
     files = {
         "meta-data": _meta_data(instance_id, hostname, ssh_keys),
@@ -71,7 +72,7 @@ def _network_config(*, address: str, gateway: str, mac: str, nameserver: str) ->
         "dhcp4": False,
         "addresses": [f"{address}/{_prefix(IPv4Address(address), IPv4Address(gateway))}"],
         "routes": [{"to": "0.0.0.0/0", "via": gateway, "on-link": True}],
-        "nameservers": {"addresses": [nameserver]},
+        "nameservers": {"addresses": [nameserver] if nameserver else []},
     }
     return json.dumps({"version": 2, "ethernets": {_DEVICE: card}})
 

@@ -57,6 +57,10 @@ class Restart(Record):
     max_retries: Annotated[int, Field(ge=0)] = 0  # on-failure only; 0 is without end
 
 
+SshKey = Annotated[str, Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\x00-\x1f]*)?$", max_length=16384)]
+"""A public key, as a line of ``authorized_keys``: its type, the key in base64, and a comment."""
+
+
 class InstanceSpec(Record):
     """What the user wants. ``None`` means: as the image says."""
 
@@ -84,7 +88,9 @@ class InstanceSpec(Record):
     read_only: bool = False
     remove_on_exit: bool = False
     stop_signal: str | None = None
-    stop_grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    stop_grace_s: Annotated[float, Field(ge=0, le=3600)] | None = None  # None: 10 s; 60 s for an operating system
+    user_data: Annotated[str, Field(max_length=65536)] = ""  # for cloud-init, of a whole operating system
+    ssh_keys: Annotated[tuple[SshKey, ...], Field(max_length=64)] = ()  # that may log in to one
     pull: Literal["missing", "always", "never"] = "missing"
 
 
@@ -153,3 +159,8 @@ class Instance(Record):
     address: str = ""  # IPv4, without prefix; empty for host and none
     operation: str = ""  # the operation under way on it
     status: InstanceStatus = InstanceStatus()
+
+    @property
+    def is_system(self) -> bool:
+        """Whether it runs a whole operating system from the disk of its image."""
+        return self.image is not None and self.image.disk is not None

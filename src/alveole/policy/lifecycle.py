@@ -7,6 +7,7 @@ from alveole.model.instance import Desired, Instance, InstanceStatus, Phase, Res
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 60.0
+GRACE_S, SYSTEM_GRACE_S = 10.0, 60.0  # if nobody says otherwise; a whole operating system has more to end
 STABLE_S = 10.0
 """Having run this long, an instance's next backoff begins anew (as Docker does)."""
 
@@ -55,10 +56,16 @@ def decide(instance: Instance, status: InstanceStatus, *, running: bool, now: da
 
 
 def _decide_running(instance: Instance, status: InstanceStatus) -> Action:
-    grace_s = instance.spec.stop_grace_s if instance.stop_grace_s is None else instance.stop_grace_s
     if instance.desired is Desired.RUNNING and status.run == instance.run:
         return Rest(Phase.RUNNING)
-    return Stop(0.0 if instance.force else grace_s)
+    return Stop(0.0 if instance.force else _grace_s(instance))
+
+
+def _grace_s(instance: Instance) -> float:
+    for grace_s in (instance.stop_grace_s, instance.spec.stop_grace_s):
+        if grace_s is not None:
+            return grace_s
+    return SYSTEM_GRACE_S if instance.is_system else GRACE_S
 
 
 def _decide_ended(instance: Instance, status: InstanceStatus, now: datetime) -> Action:

@@ -23,7 +23,7 @@ def command(machine: Machine) -> tuple[str, ...]:
 
 
 def _devices(machine: Machine) -> tuple[str, ...]:
-    """Of kinds that Linux has had drivers for since 2008; a random number generator and what tells of a panic beside."""
+    """Disks and a card of kinds that Linux has known since 2008; a source of randomness, and who tells of panics."""
     return (
         *("-chardev", "serial,id=terminal,path=/dev/tty", "-serial", "chardev:terminal"),
         *("-device", "virtio-rng-pci,addr=0x3", "-device", "pvpanic-pci,addr=0x4", "-device", "vmgenid,guid=auto"),
