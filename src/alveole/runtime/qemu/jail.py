@@ -55,12 +55,12 @@ class Jail(OciRuntime):
         super().__init__(_Engine(run_directory), cgroups)
 
     def _config(self, cell: Cell, kept: frozenset[str]) -> dict[str, Any]:
-        """With the host's device nodes that QEMU opens; and a new network namespace, if the cell has none."""
+        """With the device nodes that this QEMU opens; and a new network namespace, if the cell has none."""
         config = super()._config(cell, kept)
         linux = config["linux"]
         if cell.network_namespace is None:
             linux["namespaces"].append({"type": "network"})
-        nodes = {_TUN: _TUN, **({_KVM: self._kvm_node(cell)} if _KVM.exists() else {})}
+        nodes = {_TUN: _TUN, **({_KVM: self._kvm_node(cell)} if "kvm" in cell.process.args else {})}
         config["mounts"] += [_device(path, node) for path, node in nodes.items()]
         linux["resources"]["devices"] += [_rule(path) for path in nodes]
         return config
