@@ -5,6 +5,7 @@ import sys
 import click
 
 from alveole.cli import output
+from alveole.cli.console import connect, is_system
 from alveole.cli.context import client, leave
 from alveole.cli.interactive import exit_codes
 from alveole.cli.options import instance_argument
@@ -17,7 +18,7 @@ def command(instance: str, no_stdin: bool) -> None:
     """Connect to the first process of a running instance.
 
     The exit code is the process's own. Ctrl-C leaves the instance running, unless it has a terminal: then it is
-    typed there.
+    typed there. Of a whole operating system this is its console: see `alveole console --help`.
 
     \b
     Example:
@@ -34,7 +35,10 @@ def _attach(instance: str, *, stdin: bool) -> int:
         output.note(f"detached from {instance}: it goes on")
         raise terminal.DetachedError(number)
 
-    spec = client().instance(instance)["spec"]
+    record = client().instance(instance)
+    if is_system(record):
+        return connect(instance, stdin=stdin)
+    spec = record["spec"]
     stdin = stdin and spec.get("stdin", False)
     raw = stdin and spec.get("tty", False) and sys.stdin.isatty()
     rows, columns = terminal.size()

@@ -26,6 +26,7 @@ VERBS = {
     "exec": "Run a command in a running instance.",
     "attach": "Connect to the first process of a running instance.",
     "wait": "Wait until instances have ended and print their exit codes.",
+    "console": "Sit down at the serial console of an operating system.",
     "stats": "Show what running instances use.",
     "events": "Follow every change, as it happens.",
     "image": "Pull, build, import and remove images.",

@@ -11,17 +11,21 @@ from types import FrameType
 from alveole.client.errors import ApiError
 from alveole.client.session import Ended, Output, Session
 
+ESCAPE = b"\x1d"
+"""Ctrl-], as others take it too: what leaves a console."""
+
 _STDIN = 0
 _CHUNK_BYTES = 32 << 10
 _IDLE_S = 0.3
 
 
 class DetachedError(Exception):
-    """A signal made us leave a session that goes on without us. ``exit_code`` is ours."""
+    """A signal made us leave a session that goes on without us, or the user did. ``exit_code`` is ours."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int | None = None) -> None:
+        """``number`` of the signal; None: the user typed ESCAPE."""
         super().__init__()
-        self.exit_code = 128 + number
+        self.exit_code = 0 if number is None else 128 + number
 
 
 def size() -> tuple[int, int]:
@@ -91,11 +95,13 @@ def join(
     on_signal: Callable[[int], None],
     idle: Callable[[], None] = lambda: None,
     started: Callable[[], None] = lambda: None,
+    console: bool = False,
 ) -> int:
     """Move bytes until the session ends; its exit code. Raises ApiError if it failed or broke.
 
     ``on_signal`` gets every signal but changes of the window's size, and may raise DetachedError. ``idle`` is called
-    several times a second until the first output, ``started`` once when that comes.
+    several times a second until the first output, ``started`` once when that comes. Of a ``console``, ESCAPE leaves
+    it, with DetachedError, and it stays open at the end of our input.
     """
     silent = True
     while True:
@@ -112,7 +118,7 @@ def join(
         if writable:
             session.flush()
         if _STDIN in readable:
-            stdin = _forward_stdin(session)
+            stdin = _forward_stdin(session, console=console)
         for event in session.receive() if session in readable else ():
             if silent:
                 silent = False
@@ -132,15 +138,18 @@ def _handle_signals(session: Session, signals: Signals, on_signal: Callable[[int
             on_signal(number)
 
 
-def _forward_stdin(session: Session) -> bool:
+def _forward_stdin(session: Session, *, console: bool) -> bool:
     """One chunk of it; False at its end."""
     try:
         data = os.read(_STDIN, _CHUNK_BYTES)
     except OSError:  # closed, or its terminal has gone
         data = b""
-    if data:
-        session.send_stdin(data)
-    else:
+    typed, escape, _ = data.partition(ESCAPE) if console else (data, b"", b"")
+    if typed:
+        session.send_stdin(typed)
+    if escape:
+        raise DetachedError
+    if not data and not console:
         session.close_stdin()
     return bool(data)
 

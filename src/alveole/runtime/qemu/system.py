@@ -33,6 +33,7 @@ POWER_BUTTON = frozenset({signals.SIGTERM, signals.SIGINT, signals.SIGPWR})
 """What asks any other instance to end presses a system's power button."""
 
 _TOOL_TIMEOUT_S = 30.0
+_SECTOR_BYTES = 512
 _RECORD = "system.json"
 
 
@@ -68,6 +69,7 @@ class Systems:
     async def create(self, cell: Cell) -> Handle:
         """Make its jail. QEMU does not run in it before it is started. What is left on failure, ``delete`` removes."""
         machine = await self._machine(cell)
+        await in_thread(lambda: _check_boots(cell))
         furniture = await self._furniture(cell, machine)
         await make_place(furniture, machine, user_of(cell))
         owner = f"{user_of(cell)}:{user_of(cell)}"
@@ -175,6 +177,16 @@ class Systems:
             f"instance {handle.id} is a whole operating system: no command can be run in it from outside",
             hint="log in at its console (alveole console NAME), or by SSH at its address",
         )
+
+
+def _check_boots(cell: Cell) -> None:
+    assert cell.root_disk is not None  # noqa: S101  (_machine has looked)
+    with cell.root_disk.open("rb") as disk:
+        if not system_argv.boots_by_bios(disk.read(_SECTOR_BYTES)):
+            raise unsupported(
+                "the disk has no boot loader that a BIOS starts",
+                hint="use an image that boots by BIOS: one for UEFI alone, or with its kernel beside it, does not",
+            )
 
 
 async def _ask(handle: Handle, command: str) -> None:

@@ -10,12 +10,19 @@ SEED = Part(name="seed", read_only=True, is_disk=True)
 """The disk that a system reads at its first boot."""
 
 
+_CODE_BYTES, _SECTOR_BYTES, _SIGNATURE = 440, 512, b"\x55\xaa"
+
+
+def boots_by_bios(sector: bytes) -> bool:
+    """Whether the first sector of a disk holds anything to start. That of one for UEFI alone is marked, and empty."""
+    return sector[_SECTOR_BYTES - 2 : _SECTOR_BYTES] == _SIGNATURE and any(sector[:_CODE_BYTES])
+
+
 def command(machine: Machine) -> tuple[str, ...]:
     """What runs in the jail: QEMU, its serial port on the jail's terminal."""
     return (
         *launcher(machine),
         *base(machine),
-        *("-machine", "graphics=off"),  # the firmware speaks on the serial port: there is no screen
         *memory(machine),
         *_devices(machine),
         *backends(machine),
