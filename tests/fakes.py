@@ -130,6 +130,9 @@ class FakeVolumes:
         self.roots.add(instance_id)
         return self._directory / f"{instance_id}.img"
 
+    async def copy_root_disk(self, source_id: str, instance_id: str) -> Path:
+        return await self.root_disk(instance_id, self._directory / f"{source_id}.img")
+
     async def remove_root_disk(self, instance_id: str) -> None:
         self.roots.discard(instance_id)
 

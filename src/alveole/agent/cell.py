@@ -83,6 +83,7 @@ def build_cell(
     mounts: tuple[CellMount, ...],
     block_device: str,
     root_disk: Path | None,
+    origin: Path | None,
     seed_disk: Path | None,
 ) -> Cell:
     shifted = not runtime.capabilities.isdisjoint({Capability.USER_NAMESPACE, Capability.MACHINE})
@@ -104,6 +105,7 @@ def build_cell(
         resources=instance.spec.resources,
         block_device=block_device,
         root_disk=root_disk,
+        origin=origin,
         seed_disk=seed_disk,
         card=attachment.card,
     )

@@ -1,5 +1,6 @@
 """Making and unmaking what an instance runs in. Every function may be called again after it was cut short anywhere."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,15 +9,16 @@ from alveole.agent.engine import Engine
 from alveole.agent.mounts import ensure_mounts, release_volumes, unmount_all
 from alveole.agent.record import LocalRecord
 from alveole.agent.steps import StepLog
-from alveole.host import mount
 from alveole.agent.system import copy_disk, ensure_seed
+from alveole.host import mount
+from alveole.host.blocking import in_thread
 from alveole.host.disk import disk_of
 from alveole.host.process import run
 from alveole.image.root_disk import make_root_disk
 from alveole.model.agent import InstanceAssignment
 from alveole.model.error import AlveoleError, ErrorCode, unsupported
 from alveole.model.health import HealthCheck
-from alveole.model.instance import Instance
+from alveole.model.instance import Instance, Origin
 from alveole.network.base import Attachment
 from alveole.policy.system import check_no_system, check_system
 from alveole.runtime.base import Capability, CellMount, Handle, Ids
@@ -49,6 +51,10 @@ async def make(
         attachment = await _attach(engine, assignment, record.ids_base, shifted=shifted, machine=machine)
         record = record.replace(attachment=attachment, ids_base=attachment.ids_base)
         yield record
+    origin = None
+    if instance.origin is not None and not record.has_begun:
+        with steps.step("capture"):
+            origin = await capture_origin(engine, instance, instance.origin)
     with steps.step("root"):
         if not instance.is_system:
             await _mount_root(engine, instance, attachment, shifted=shifted)
@@ -68,6 +74,7 @@ async def make(
             mounts=mounts,
             block_device=_block_device(engine, instance),
             root_disk=root_disk,
+            origin=origin,
             seed_disk=seed_disk,
         )
         cell.directory.mkdir(parents=True, exist_ok=True)
@@ -83,6 +90,18 @@ async def _ensure_image(engine: Engine, instance: Instance) -> None:
             f"the content of image {instance.spec.image} is not on node {engine.node.name}",
             hint=f"alveole image pull {instance.spec.image}",
         )
+
+
+async def capture_origin(engine: Engine, instance: Instance, origin: Origin) -> Path:
+    """Its own copy of what the instance it was forked from was at that moment, and its root disk."""
+    runtime = engine.runtimes[instance.spec.isolation]
+    return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id)
+
+
+async def forget_origin(engine: Engine, instance_id: str) -> None:
+    """It has begun: the files are not needed any more; what it has mapped stays."""
+    if engine.paths.origin(instance_id).exists():
+        await in_thread(lambda: shutil.rmtree(engine.paths.origin(instance_id)))
 
 
 async def _attach(
@@ -150,6 +169,7 @@ def _refuse_impossible(instance: Instance, capabilities: frozenset[Capability]) 
             f"image {instance.spec.image} is the disk of a whole operating system, which a {isolation} cannot boot",
             hint="choose --isolation vm",
         )
+    (check_system if instance.is_system else check_no_system)(instance.spec)
     if instance.spec.network == "host" and Capability.HOST_NETWORK not in capabilities:
         raise unsupported(
             f"a {isolation} cannot share the host's network", hint="publish its ports (-p), or choose another isolation"
@@ -170,7 +190,6 @@ def _limits_io(instance: Instance) -> bool:
     return resources.io_read_bps is not None or resources.io_write_bps is not None
 
 
-    (check_system if instance.is_system else check_no_system)(instance.spec)
 def _block_device(engine: Engine, instance: Instance) -> str:
     return disk_of(engine.paths.upper(instance.id)) if _limits_io(instance) else ""
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from alveole.agent.captures import Captures
 from alveole.agent.holders import VolumeHolders
 from alveole.agent.record import Paths
 from alveole.agent.steps import FaultHook
@@ -34,5 +35,6 @@ class Engine:
     volumes: VolumeDriver
     cgroups: Cgroups
     fault: FaultHook
+    captures: Captures = field(default_factory=Captures)
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
     volume_holders: VolumeHolders = field(default_factory=VolumeHolders)

@@ -254,7 +254,8 @@ class Keeper:
             restarts=restarts,
             health=Health.STARTING if instance and cellmaker.health_check(instance) else None,
         )
-        self._remember(status, starting=False)
+        self._remember(status, starting=False, has_begun=True)
+        await cellmaker.forget_origin(self._engine, self.id)
         self._follow(self.local.handle)
 
     async def _note_failed(self, instance: Instance, restarts: int, error: AlveoleError) -> None:
@@ -281,6 +282,7 @@ class Keeper:
         if not self.made.is_set():
             self._await_end()
         self.local = self.local.replace(handle=handle)
+        self._engine.captures.running[self.id] = handle
         self._ended = asyncio.ensure_future(self._runtime.wait(handle))
         instance = self.instance
         check = cellmaker.health_check(instance) if instance else None
@@ -313,6 +315,7 @@ class Keeper:
         """The process is over: remember how, then give back what it used, unless it starts again."""
         await self._cancel(self._health)
         self._health, self._ended = None, None
+        self._engine.captures.running.pop(self.id, None)
         finished_at = datetime.fromtimestamp(end.finished_at, tz=UTC)
         status = self.local.status.replace(
             phase=Phase.EXITED,

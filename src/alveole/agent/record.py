@@ -23,6 +23,7 @@ class LocalRecord(Record):
     volumes: tuple[str, ...] = ()  # ids of the volumes it holds
     starting: bool = False  # being made, or started without that being remembered
     run: int = 0  # the Instance.run being made, or made last
+    has_begun: bool = False  # it has run; a fork goes on from its origin only the first time
     restarts: int = 0  # automatic ones, the one being made included
 
 
@@ -31,6 +32,7 @@ class Paths:
 
     def __init__(self, state: Path, run: Path) -> None:
         self.instances = state / "instances"
+        self.moments = state / "moments"
         self.run = run / "i"  # short: Unix sockets lie below
         self.scratch = run / "l"
 
@@ -51,6 +53,10 @@ class Paths:
 
     def seed(self, identifier: str) -> Path:
         return self.home(identifier) / "seed"
+
+    def origin(self, identifier: str) -> Path:
+        """What a fork goes on from, until it has."""
+        return self.home(identifier) / "origin"
 
     def log(self, identifier: str) -> Path:
         return self.home(identifier) / "log"

@@ -44,6 +44,7 @@ class Agent:
     async def run(self) -> None:
         """Until cancelled. Instances go on when it ends."""
         await self._recover_network()
+        await self._engine.captures.sweep(self._engine.paths, self._engine.volumes)
         await self._engine.link.register(self._engine.node)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._upkeep(), name="upkeep")
@@ -145,5 +146,6 @@ class Agent:
             try:
                 await rotate_large_logs(self._engine, tuple(self._keepers.values()))
                 await self._engine.network.repair()
+                await self._engine.captures.sweep(self._engine.paths, self._engine.volumes)
             except (AlveoleError, OSError) as error:
                 log.warning("upkeep of this node: %s", error)

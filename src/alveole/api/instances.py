@@ -21,7 +21,7 @@ from alveole.api.service import (
     timeout_of,
 )
 from alveole.api.strict import query_flag, query_number, query_time, read_body
-from alveole.control import instances
+from alveole.control import forks, instances
 from alveole.control.query import list_instances, resolve_instance, wait_instance
 from alveole.model.agent import InstanceStats, LogLine
 from alveole.model.base import Record
@@ -39,6 +39,13 @@ class CreateInstance(Record):
     name: str | None = None
     start: bool = True
     spec: InstanceSpec
+
+
+class ForkInstance(Record):
+    """Without a name it gets one made of the original's. Forks with the same ``moment`` go on from the same."""
+
+    name: str | None = None
+    moment: str | None = Field(default=None, pattern="^[0-9a-f]{12}$")
 
 
 class Nothing(Record):
@@ -117,6 +124,19 @@ async def restart(service: Service, request: Request) -> Response:
     body, raw = await read_body(request, Grace)
     operation = await instances.restart(
         service.context, project_of(request), request.path_params["ref"], body.grace_s, idempotency_of(request, raw)
+    )
+    return await operation_response(service, request, operation)
+
+
+async def fork(service: Service, request: Request) -> Response:
+    body, raw = await read_body(request, ForkInstance)
+    operation = await forks.fork(
+        service.context,
+        project_of(request),
+        request.path_params["ref"],
+        name=body.name,
+        moment=body.moment,
+        idempotency=idempotency_of(request, raw),
     )
     return await operation_response(service, request, operation)
 
@@ -211,6 +231,15 @@ ROUTES = (
         summary="Stop it, then start it",
         handler=restart,
         body=Grace,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path=f"{_ONE}/fork",
+        summary="A new instance that goes on from what this one is now, memory included",
+        handler=fork,
+        body=ForkInstance,
         answer=Operation,
         status=202,
     ),

@@ -99,6 +99,12 @@ class Client:
     def restart_instance(self, ref: str, *, grace_s: float | None = None, wait_s: float = 0) -> Object:
         return self.submit("POST", f"instances/{_part(ref)}/restart", _given(grace_s=grace_s), wait_s=wait_s)
 
+    def fork_instance(
+        self, ref: str, *, name: str | None = None, moment: str | None = None, wait_s: float = 0
+    ) -> Object:
+        """The operation's result tells the moment, for more forks of the same."""
+        return self.submit("POST", f"instances/{_part(ref)}/fork", _given(name=name, moment=moment), wait_s=wait_s)
+
     def kill_instance(self, ref: str, signal: str | int = "SIGKILL") -> None:
         self.submit("POST", f"instances/{_part(ref)}/kill", {"signal": signal})
 

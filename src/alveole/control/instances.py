@@ -42,7 +42,7 @@ async def create(
 def _plan_create(
     context: Context, project: str, name: str | None, spec: InstanceSpec, *, start: bool
 ) -> Plan[Operation]:
-    name = name or _free_name(context, project, spec.image)
+    name = name or free_name(context, project, spec.image)
     key = keys.instance(project, name)
     if (taken := context.cache.get(key)) is not None:
         raise AlveoleError(
@@ -84,7 +84,7 @@ def _plan_create(
     )
 
 
-class _Needs:
+class Needs:
     """What a new instance needs: comparisons and writes to go with it, and fields of its record."""
 
     def __init__(self) -> None:
@@ -97,14 +97,23 @@ class _Needs:
         self.writes += writes
 
 
-def _needs(context: Context, project: str, identifier: str, spec: InstanceSpec) -> _Needs:
-    needs = _Needs()
+def _needs(context: Context, project: str, identifier: str, spec: InstanceSpec) -> Needs:
+    needs = Needs()
     image = images.plan_ensure(context, project, spec.image, spec.pull)
     needs.add(image.compare, image.writes)
     needs.fields.update(image.result)
     for name in {mount.source for mount in spec.mounts if mount.kind == "volume"}:
         volume = volumes.plan_ensure(context, project, name)
         needs.add(volume.compare, volume.writes)
+    network = network_needs(context, project, identifier, spec)
+    needs.add(tuple(network.compare), tuple(network.writes))
+    needs.fields.update(network.fields)
+    return needs
+
+
+def network_needs(context: Context, project: str, identifier: str, spec: InstanceSpec) -> Needs:
+    """Its network, and an address of it."""
+    needs = Needs()
     if spec.network not in SHARED_NETWORKS:
         network = networks.plan_ensure(context, project, spec.network)
         needs.add(network.compare, network.writes)
@@ -114,8 +123,8 @@ def _needs(context: Context, project: str, identifier: str, spec: InstanceSpec) 
     return needs
 
 
-def _free_name(context: Context, project: str, image: str) -> str:
-    """A name made of the image's: ``nginx-3f2a``."""
+def free_name(context: Context, project: str, image: str) -> str:
+    """A name made of an image's or another instance's: ``nginx-3f2a``."""
     stem = (
         image.split("@", maxsplit=1)[0].rsplit("/", 1)[-1].split(":", maxsplit=1)[0].lower().strip("._-") or "instance"
     )

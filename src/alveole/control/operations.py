@@ -45,7 +45,7 @@ def _plan_cancel_instance(context: Context, entry: Entry, error: AlveoleError) -
         return Plan(None, (unchanged(entry),), (done,))
     instance: Instance = target.record
     match operation.verb:
-        case "instance.run" | "instance.create":
+        case "instance.run" | "instance.fork" | "instance.create":
             changed = undo_run(instance)
         case "instance.start" | "instance.restart":
             changed = instance.replace(desired=Desired.STOPPED, generation=instance.generation + 1, operation="")

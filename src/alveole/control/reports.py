@@ -37,7 +37,7 @@ def plan_instance_report(context: Context, report: InstanceReport) -> Plan[None]
         error = AlveoleError(ErrorCode.INTERNAL, "it failed")
         if report.status.error:
             error = read_error(report.status.error)
-        if operation is not None and operation.record.verb == "instance.run":
+        if operation is not None and operation.record.verb in {"instance.run", "instance.fork"}:
             changed = undo_run(changed)
     if result == "under way":
         if operation is not None and report.steps and report.steps != operation.record.steps:

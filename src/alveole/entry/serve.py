@@ -42,7 +42,7 @@ from alveole.model.error import AlveoleError, ErrorCode, internal
 from alveole.model.instance import Isolation
 from alveole.model.node import Node
 from alveole.network.routed import RoutedNetwork
-from alveole.runtime.base import Runtime
+from alveole.runtime.base import Capability, Runtime
 from alveole.runtime.crun import Crun
 from alveole.runtime.oci import OciRuntime
 from alveole.runtime.qemu.runtime import QemuRuntime
@@ -228,7 +228,7 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
     await network.open()
     return Engine(
         link=LocalLink(context),
-        node=_node(options.node, lacking, context),
+        node=_node(options.node, lacking, runtimes, context),
         identity=identity,
         paths=Paths(options.state, options.run),
         clock=context.clock,
@@ -241,12 +241,13 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
     )
 
 
-def _node(name: str, lacking: dict[str, str], context: Context) -> Node:
+def _node(name: str, lacking: dict[str, str], runtimes: dict[str, Runtime], context: Context) -> Node:
     return Node(
         name=name,
         cpus=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         isolations=tuple(isolation for isolation, reason in lacking.items() if not reason),
+        forks=tuple(name for name, runtime in runtimes.items() if Capability.FORK in runtime.capabilities),
         lacking={isolation: reason for isolation, reason in lacking.items() if reason},
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         registered_at=context.clock.now(),

@@ -61,6 +61,14 @@ SshKey = Annotated[str, Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\x00-\x
 """A public key, as a line of ``authorized_keys``: its type, the key in base64, and a comment."""
 
 
+class Origin(Record):
+    """What a fork goes on from: another instance at one moment. Forks of one moment were equal when they began."""
+
+    instance: str  # its name then
+    instance_id: str
+    moment: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+
+
 class InstanceSpec(Record):
     """What the user wants. ``None`` means: as the image says."""
 
@@ -156,6 +164,7 @@ class Instance(Record):
     stop_grace_s: float | None = None  # of the stop under way; None: as the spec says
     force: bool = False  # removed without grace
     placement: Placement | None = None
+    origin: Origin | None = None  # it was forked
     address: str = ""  # IPv4, without prefix; empty for host and none
     operation: str = ""  # the operation under way on it
     status: InstanceStatus = InstanceStatus()

@@ -14,7 +14,7 @@ def outcome(operation: Operation, instance: Instance, status: InstanceStatus) ->
     if status.observed_generation < operation.generation:
         return "under way"
     match operation.verb:
-        case "instance.run" | "instance.start" | "instance.restart":
+        case "instance.run" | "instance.fork" | "instance.start" | "instance.restart":
             if status.run == instance.run and status.phase is Phase.FAILED:
                 return "failed"
             return "done" if status.run == instance.run and status.phase in _STARTED else "under way"

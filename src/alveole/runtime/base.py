@@ -7,11 +7,11 @@ Every method is idempotent, and every effect can be found again from the instanc
 killed at any point finishes or undoes what it began.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
@@ -26,6 +26,7 @@ class Capability(StrEnum):
     USER_NAMESPACE = "user-namespace"  # its ids are shifted by Cell.ids; wants Cell.user_namespace
     HOST_NETWORK = "host-network"  # can share the host's network
     IO_LIMITS = "io-limits"  # its reads and writes reach the disk as its own, and so can be limited
+    FORK = "fork"  # can be captured while it runs, and others go on from there: implements Capturing
     MACHINE = "machine"  # has a kernel, disks and a network card of its own: wants Cell.root_disk and Cell.card
 
 
@@ -100,6 +101,7 @@ class Cell:
     seed_disk: Path | None = None  # a machine's whose root disk is a whole operating system: what that is told
     card: Card | None = None  # a machine's
     template: bool = True  # a machine's: it goes on from a template instead of booting
+    origin: Path | None = None  # what ``capture`` wrote: it goes on from there, as another instance
 
 
 class Handle(Record):
@@ -191,4 +193,18 @@ class Runtime(Protocol):
 
     async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
         """Called after ``log_path`` was renamed away: go on in a new file."""
+        ...
+
+
+class Capturing(Protocol):
+    """What a Runtime with Capability.FORK can do beyond."""
+
+    async def capture(
+        self, handle: Handle, directory: Path, while_still: Callable[[], Awaitable[None]], *, go_on: bool
+    ) -> Mapping[str, Any]:
+        """Write all that the instance is, but for its disks, into an empty directory; Cell.origin of others.
+
+        ``while_still`` is awaited while it stands still, for copies of its disks. It goes on afterwards if ``go_on``,
+        and whenever this fails. Returns what that took: still_s, private_bytes.
+        """
         ...

@@ -60,6 +60,13 @@ class VolumeDriver(Protocol):
         """
         ...
 
+    async def copy_root_disk(self, source_id: str, instance_id: str) -> Path:
+        """The root disk of ``instance_id``: if it is not there, a copy of another's, as that is on disk now.
+
+        The other's machine must stand still. Raises as ``root_disk``.
+        """
+        ...
+
     async def remove_root_disk(self, instance_id: str) -> None:
         """Nothing happens if there is none; no machine may be using it."""
         ...

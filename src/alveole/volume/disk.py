@@ -111,6 +111,9 @@ class DiskVolumes:
     async def root_disk(self, instance_id: str, base: Path) -> Path:
         return await self._roots.root(instance_id, base)
 
+    async def copy_root_disk(self, source_id: str, instance_id: str) -> Path:
+        return await self._roots.copy(source_id, instance_id)
+
     async def remove_root_disk(self, instance_id: str) -> None:
         await self._roots.remove(instance_id)
 

@@ -52,6 +52,9 @@ class RootDisks:
                 await in_thread(partial(_copy, base, new, disk))
         return disk
 
+    async def copy(self, source_id: str, target_id: str) -> Path:
+        return await self.root(target_id, await self._open() / _ROOTS / f"{source_id}.img")
+
     async def remove(self, instance_id: str) -> None:
         if not self._pool.exists():
             return

@@ -30,7 +30,7 @@ KERNEL, INITRAMFS, MEMORY, DISKS, BINDS = "kernel", "initramfs", "memory", "disk
 
 _TRANSLATION_MIB = 64  # of TCG's translated code
 _CARD_SLOT, _ROOT_SLOT = 6, 7  # on the PCI bus
-_INCOMING = ("-incoming", "defer", "-global", "migration.send-configuration=off")
+_INCOMING = ("-S", "-incoming", "defer", "-global", "migration.send-configuration=off")
 _STDIN, _STDOUT, _STDERR = 3, 4, 5
 # Its own standard streams are nobody's: those of the instance are passed on under other numbers, and a terminal is
 # made to pass every byte as it is.

@@ -15,10 +15,11 @@ from alveole.runtime.qemu import capture
 from alveole.runtime.qemu.argv import Machine
 from alveole.runtime.qemu.guest import Guest
 from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, remove_place, user_of
-from alveole.runtime.qemu.template import MEMORY, TemplateRecord
+from alveole.runtime.qemu.template import MEMORY, TemplateRecord, Templates
 
 _BOOT_TIMEOUT_S = 120.0
 _TOOL_TIMEOUT_S = 30.0
+_JAIL = "jail"  # directory of the machine, in that of the template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +36,13 @@ class Builder:
 
     async def build(self, target: Path) -> TemplateRecord:
         """Write ``memory`` and ``state`` into ``target``."""
-        identifier = f"template-{self.key}"
+        identifier = _identifier(self.key)
         cell = replace(
             self.cell,
             id=identifier,
-            directory=target / "jail",
+            directory=target / _JAIL,
             run_directory=self.run_directory / self.key,
-            log_path=target / "jail" / "log",
+            log_path=target / _JAIL / "log",
             network_namespace=None,
             cgroup=f"{self.cell.cgroup.rpartition('/')[0]}/{identifier}",
         )
@@ -50,13 +51,7 @@ class Builder:
             cell.run_directory.mkdir(parents=True, exist_ok=True)
             return await self._build(cell, target)
         finally:
-            await self.clean(cell.id, cell.directory, cell.run_directory, cell.cgroup)
-
-    async def clean(self, identifier: str, directory: Path, run_directory: Path, cgroup: str) -> None:
-        await self.jail.delete(identifier, directory, run_directory, cgroup)
-        await remove_place(run_directory / "m")
-        await in_thread(lambda: shutil.rmtree(run_directory, ignore_errors=True))
-        await in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
+            await _clean(self.jail, cell.id, cell.directory, cell.run_directory, cell.cgroup)
 
     async def _build(self, cell: Cell, target: Path) -> TemplateRecord:
         place, user, machine = cell.run_directory / "m", user_of(cell), replace(self.machine, parts=())
@@ -82,12 +77,31 @@ class Builder:
             cpus=machine.cpus,
             accelerator=machine.accelerator,
             kernel=furniture.boot.kernel.version,
+            initramfs=furniture.boot.initramfs.name,
             qemu=self.qemu,
             created_at=time.time(),
             boot_s=round(boot_s, 3),
             private_bytes=told["private_bytes"],
             digests=("", ""),
         )
+
+
+async def sweep(jail: Jail, run_directory: Path, templates: Templates, cgroup: str) -> None:
+    """End the machines that a killed daemon was making templates with; ``cgroup`` is the one that holds theirs."""
+    for path in sorted(run_directory.glob("*")):
+        identifier = _identifier(path.name)
+        await _clean(jail, identifier, templates.half_made(path.name) / _JAIL, path, f"{cgroup}/{identifier}")
+
+
+async def _clean(jail: Jail, identifier: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+    await jail.delete(identifier, directory, run_directory, cgroup)
+    await remove_place(run_directory / "m")
+    await in_thread(lambda: shutil.rmtree(run_directory, ignore_errors=True))
+    await in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def _identifier(key: str) -> str:
+    return f"template-{key}"
 
 
 async def wait_until_booted(handle: Handle, place: Path) -> None:

@@ -110,19 +110,25 @@ async def _failure(saving: asyncio.subprocess.Process) -> AlveoleError:
 
 
 async def load(pid: int, memory: Path, place: Path, state: Path, saved_pages: Path | None, *, name: str) -> None:
-    """Make a machine that waits for it (``incoming``) go on from a captured moment. Returns when it runs."""
-    if saved_pages is not None:
-        argv = [sys.executable, "-ISs", pages.__file__, "load", str(pid), str(memory), str(saved_pages)]
-        await run(argv, timeout_s=_PAGES_TIMEOUT_S)
+    """Make a machine that waits for it (``incoming``) what another was at a captured moment. It stands still then."""
     await in_thread(lambda: _fill(state, place / STATE))
-    async with connected(monitor_socket(place), name) as monitor:
+    async with connected(monitor_socket(place), name) as monitor:  # it answers once it has its memory
+        if saved_pages is not None:
+            argv = [sys.executable, "-ISs", pages.__file__, "load", str(pid), str(memory), str(saved_pages)]
+            await run(argv, timeout_s=_PAGES_TIMEOUT_S)
         await monitor.execute("migrate-incoming", {"uri": f"file:{PLACE}/{STATE}"})
         try:
             async with asyncio.timeout(_LOAD_TIMEOUT_S):
-                while not await _runs(monitor):  # noqa: ASYNC110  (another process is waited for)
+                while not await _is_loaded(monitor):  # noqa: ASYNC110  (another process is waited for)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
-            raise internal(f"machine {name} did not go on from what was saved") from error
+            raise internal(f"machine {name} did not take in what was saved") from error
+
+
+async def go_on(place: Path, *, name: str) -> None:
+    """Let a machine that stands still run. Nothing happens to one that runs."""
+    async with connected(monitor_socket(place), name) as monitor:
+        await monitor.execute("cont")
 
 
 def _fill(source: Path, target: Path) -> None:
@@ -132,9 +138,8 @@ def _fill(source: Path, target: Path) -> None:
         file.write(source.read_bytes())
 
 
-async def _runs(monitor: Monitor) -> bool:
-    status = (await monitor.execute("query-status"))["status"]
-    if status == "running":
+async def _is_loaded(monitor: Monitor) -> bool:
+    if (await monitor.execute("query-status"))["status"] == "paused":
         return True
     moved = await monitor.execute("query-migrate")
     if moved.get("status") == "failed":

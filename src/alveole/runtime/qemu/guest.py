@@ -3,6 +3,7 @@
 What goes in passes through a FIFO that QEMU holds open, a line a request, some followed by bytes:
 
     seed BYTES SECONDS      what the instance is to be (see seed.py), once; the time, in seconds since the epoch
+    renew BYTES SECONDS     the same for one that goes on from what another instance was
     signal NUMBER           to the instance's first process
     resize ROWS COLUMNS     its terminal
     command NAME BYTES      the process of a command about to be run over the control connection

@@ -45,7 +45,9 @@ _THREADS = 256
 
 class _Engine(Crun):
     name = "qemu"
-    capabilities = frozenset({Capability.EXEC, Capability.ATTACH, Capability.PAUSE, Capability.MACHINE})
+    capabilities = frozenset(
+        {Capability.EXEC, Capability.ATTACH, Capability.PAUSE, Capability.FORK, Capability.MACHINE}
+    )
 
 
 class Jail(OciRuntime):

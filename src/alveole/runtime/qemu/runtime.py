@@ -6,14 +6,17 @@ the guest gets as its seed, and one that conmon and crun run here.
 """
 
 import asyncio
+import logging
 import math
 import secrets
 import shutil
 import signal as signals
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from alveole.host import pidfd
 from alveole.host.blocking import in_thread
@@ -24,12 +27,12 @@ from alveole.host.process import run
 from alveole.host.qmp import connected
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
-from alveole.model.error import AlveoleError, conflict, internal, invalid
+from alveole.model.error import AlveoleError, conflict, internal, invalid, unsupported
 from alveole.runtime import bundle, execution
 from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recovered, State
 from alveole.runtime.faults import fault
 from alveole.runtime.oci import is_alive, reason_of
-from alveole.runtime.qemu import capture, seed
+from alveole.runtime.qemu import build_template, capture, seed
 from alveole.runtime.qemu.argv import MACHINE_TYPE, PROGRAM, Machine, Part, plug, shape
 from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
@@ -37,14 +40,16 @@ from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
 from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, remove_place, user_of
 from alveole.runtime.qemu.system import Systems, is_system
-from alveole.runtime.qemu.template import Template, Templates, key_of
+from alveole.runtime.qemu.template import MEMORY, STATE, Template, Templates, key_of
 from alveole.runtime.qemu.words import with_words
 from alveole.runtime.streams import AttachStream
 
+log = logging.getLogger(__name__)
 DEFAULT_MEMORY_BYTES = 512 << 20
 LEAST_MEMORY_BYTES = 128 << 20
 _START_TIMEOUT_S = 60.0
 _FLUSH_TIMEOUT_S = 5.0
+_REQUESTS = ("seed", "renew")
 _TOOL_TIMEOUT_S = 30.0
 _GUEST_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
@@ -64,6 +69,16 @@ class About(Record):
     workdir: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What a machine begins from: zeroed memory (it boots), a template, or what another instance was."""
+
+    memory: Path
+    state: Path | None = None  # None: it boots
+    pages: Path | None = None  # that differ from ``memory``
+    template: str = ""  # its key
+
+
 class QemuRuntime:
     """Implements alveole.runtime.base.Runtime."""
 
@@ -76,6 +91,7 @@ class QemuRuntime:
         self._accelerator = accelerator
         self._version = ""
         self.templates = Templates(state / "templates")
+        self._templates_run = run_directory / "t"
         self._systems = Systems(self._jail, run_directory, self.accelerator, self._empty_memory)
 
     @property
@@ -98,6 +114,18 @@ class QemuRuntime:
         except AlveoleError as error:
             return f"{error.message} ({error.hint})" if error.hint else error.message
         return ""
+
+    async def open(self, cgroup: str) -> None:
+        """To be called first. Ends what a killed daemon was making, and forgets templates of other versions than this
+        host's; ``cgroup`` is the one that holds those of all instances."""
+        await build_template.sweep(self._jail, self._templates_run, self.templates, cgroup)
+        try:
+            boot, qemu = await self._boot.ensure(), await self._qemu()
+        except AlveoleError as error:
+            log.warning("templates of machines are kept as they are: %s", error)
+            return
+        versions = (qemu, boot.kernel.version, boot.initramfs.name)
+        await self.templates.sweep(lambda record: (record.qemu, record.kernel, record.initramfs) == versions)
 
     async def accelerator(self) -> str:
         """kvm where the host runs a guest's kernel natively, else tcg."""
@@ -128,25 +156,28 @@ class QemuRuntime:
         machine = await self._machine(cell, how)
         boot = await self._boot.ensure()
         furniture = await self._furniture(cell, how, boot, machine)
-        template = await self._template(cell, machine, furniture, boot) if cell.template else None
-        if template:
-            furniture = replace(furniture, memory=template.memory)
+        begin = await self._beginning(cell, machine, furniture, boot)
+        furniture = replace(furniture, memory=_own_memory(cell, begin.memory))
         await make_place(furniture, machine, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
-        await self._note(cell, machine, boot, template)
-        handle = await self._jail.create(jailed(cell, machine, furniture, incoming=template is not None))
+        await self._note(cell, machine, boot, begin)
+        handle = await self._jail.create(jailed(cell, machine, furniture, incoming=begin.state is not None))
         await self._jail.start(handle)
         try:
-            if template:
-                memory, state = furniture.memory, template.state
-                await capture.load(handle.pid, memory, furniture.place, state, None, name=cell.id)
-            else:
-                await wait_until_booted(handle, furniture.place)
+            await _begin(handle, begin, furniture, stand_still=cell.origin is not None)
             await _plug(machine, furniture.place)
         except AlveoleError as error:
             raise with_words(error, furniture.place) from error
         return handle
+
+    async def _beginning(self, cell: Cell, machine: Machine, furniture: Furniture, boot: Boot) -> Beginning:
+        if cell.origin is not None:
+            return Beginning(memory=cell.origin / MEMORY, state=cell.origin / STATE, pages=cell.origin / "pages")
+        if not cell.template:
+            return Beginning(memory=furniture.memory)
+        template = await self._template(cell, machine, furniture, boot)
+        return Beginning(memory=template.memory, state=template.state, template=template.directory.name)
 
     async def _machine(self, cell: Cell, how: seed.Plan) -> Machine:
         if cell.card is None or cell.root_disk is None:
@@ -192,7 +223,7 @@ class QemuRuntime:
             cell=cell,
             machine=machine,
             furniture=furniture,
-            run_directory=self._run_directory / "t",
+            run_directory=self._templates_run,
             key=key,
             qemu=qemu,
         )
@@ -209,12 +240,13 @@ class QemuRuntime:
         make_key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", cell.id, "-f", str(key)]
         await run(make_key, timeout_s=_TOOL_TIMEOUT_S)
         public = key.with_suffix(".pub").read_text()
-        archive = await in_thread(lambda: seed.make_seed(cell, how, public_key=public))
-        path = cell.run_directory / "seed"
+        verb, make = ("renew", seed.make_renewal) if cell.origin else ("seed", seed.make_seed)
+        archive = await in_thread(lambda: make(cell, how, public_key=public))
+        path = cell.run_directory / verb
         path.touch(mode=0o600)
         path.write_bytes(archive)
 
-    async def _note(self, cell: Cell, machine: Machine, boot: Boot, template: Template | None) -> None:
+    async def _note(self, cell: Cell, machine: Machine, boot: Boot, begin: Beginning) -> None:
         about = About(
             machine_type=MACHINE_TYPE,
             accelerator=machine.accelerator,
@@ -222,7 +254,7 @@ class QemuRuntime:
             cpus=machine.cpus,
             kernel=boot.kernel.version,
             qemu=await self._qemu(),
-            template=template.directory.name if template else "",
+            template=begin.template,
             control_address=machine.card.control_address,
             args=cell.process.args,
             workdir=cell.process.workdir,
@@ -243,10 +275,10 @@ class QemuRuntime:
     async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
         await self._jail.delete(cell_id, directory, run_directory, cgroup)
         await remove_place(_place(run_directory))
-        for name in ("key", "key.pub", "seed"):
+        for name in ("key", "key.pub", *_REQUESTS):
             (run_directory / name).unlink(missing_ok=True)
         self._systems.forget(directory)
-        for name in ("machine.json", "kvm"):
+        for name in ("machine.json", "kvm", MEMORY):
             (directory / name).unlink(missing_ok=True)
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -255,15 +287,17 @@ class QemuRuntime:
         if is_system(handle):
             await self._systems.start(handle)
             return
-        guest, archive = _guest(handle), Path(handle.run_directory, "seed")
-        if archive.exists():
+        guest, archive = _guest(handle), _request(handle)
+        if archive is not None:
             content = archive.read_bytes()
-            await guest.send(f"seed {len(content)} {time.time():.0f}", content)
+            await capture.go_on(_place(Path(handle.run_directory)), name=handle.id)  # it stands still if it is a fork
+            await guest.send(f"{archive.name} {len(content)} {time.time():.0f}", content)
         try:
             told = await guest.until(_is_decided, alive=lambda: is_alive(handle), timeout_s=_START_TIMEOUT_S)
         except AlveoleError as error:
             raise with_words(error, _place(Path(handle.run_directory))) from error
-        archive.unlink(missing_ok=True)
+        if archive is not None:
+            archive.unlink()
         if (words := told.failure) is not None:
             about = _about(handle)
             raise fault(self.name, words, about.args, about.workdir)
@@ -341,6 +375,18 @@ class QemuRuntime:
             raise internal(f"how instance {handle.id} ended is not known: its monitor was lost")
         return code
 
+    async def capture(
+        self, handle: Handle, directory: Path, while_still: Callable[[], Awaitable[None]], *, go_on: bool
+    ) -> Mapping[str, Any]:
+        if is_system(handle):
+            raise unsupported("a whole operating system cannot be forked", hint="run its image again")
+        memory = Path(handle.directory, MEMORY)
+        (directory / MEMORY).hardlink_to(memory)
+        place = _place(Path(handle.run_directory))
+        return await capture.capture(
+            handle.pid, memory, place, directory, name=handle.id, while_still=while_still, go_on=go_on
+        )
+
     async def pause(self, handle: Handle) -> None:
         await self._jail.pause(handle)
 
@@ -349,6 +395,24 @@ class QemuRuntime:
 
     async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
         await self._jail.rotate_logs(handle, log_path)
+
+
+async def _begin(handle: Handle, begin: Beginning, furniture: Furniture, *, stand_still: bool) -> None:
+    place = furniture.place
+    if begin.state is None:
+        await wait_until_booted(handle, place)
+        return
+    await capture.load(handle.pid, furniture.memory, place, begin.state, begin.pages, name=handle.id)
+    if not stand_still:
+        await capture.go_on(place, name=handle.id)
+
+
+def _own_memory(cell: Cell, memory: Path) -> Path:
+    """A name of its own for what it maps as memory, which others may remove under theirs."""
+    own = cell.directory / MEMORY
+    own.unlink(missing_ok=True)
+    own.hardlink_to(memory)
+    return own
 
 
 async def _plug(machine: Machine, place: Path) -> None:
@@ -367,6 +431,12 @@ def _is_decided(told: Told) -> bool:
 def _place(run_directory: Path) -> Path:
     """What the jail has as PLACE."""
     return run_directory / "m"
+
+
+def _request(handle: Handle) -> Path | None:
+    """What its guest has still to be told; the file's name is the verb."""
+    found = (Path(handle.run_directory, verb) for verb in _REQUESTS)
+    return next((path for path in found if path.exists()), None)
 
 
 def _guest(handle: Handle) -> Guest:

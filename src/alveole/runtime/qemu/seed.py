@@ -17,6 +17,12 @@ from alveole.runtime import bundle
 from alveole.runtime.base import Card, Cell, CellMount
 
 ROOT = "/instance/root"
+# Who a system is to others: two that have the same would be taken for one.
+_RENEW_FILES = (
+    f"if [ -s {ROOT}/etc/machine-id ]; then tr -d - </proc/sys/kernel/random/uuid >{ROOT}/etc/machine-id; fi",
+    f"if ls {ROOT}/etc/ssh/ssh_host_*_key >/dev/null 2>&1; then rm -f {ROOT}/etc/ssh/ssh_host_*",
+    "crun --root /run/crun --cgroup-manager=cgroupfs exec instance ssh-keygen -A; fi",
+)
 _SEED = "/run/seed"
 _FILE_LIMIT_BYTES = 1 << 20  # of a file that is passed in the seed: those that Alveole writes are far smaller
 _ENGINE = bundle.Engine(host_kernel=True, read_only_option="rro")
@@ -57,6 +63,21 @@ def make_seed(cell: Cell, how: Plan, *, public_key: str) -> bytes:
             **members,
         }
     )
+
+
+def make_renewal(cell: Cell, how: Plan, *, public_key: str) -> bytes:
+    """Like ``make_seed``, for the guest of a machine that went on from what another was: what must be its own now."""
+    lines = [
+        "cp /run/renewal/authorized_keys /root/.ssh/authorized_keys",
+        f"hostname {shlex.quote(cell.hostname)}",
+        f'nsenter -t "$(cat /run/pid)" -u hostname {shlex.quote(cell.hostname)}',
+        # In place: the instance has these files mounted.
+        *(f"cat /run/renewal/file/{name} >{_SEED}/file/{name}" for name, _ in how.files),
+        *_RENEW_FILES,
+    ]
+    script = "".join(f"{line}\n" for line in lines)
+    members = {f"file/{name}": _read(mount) for name, mount in how.files}
+    return _archive({"renew": script.encode(), "authorized_keys": public_key.encode(), **members})
 
 
 def _read(mount: CellMount) -> bytes:

@@ -34,6 +34,7 @@ class TemplateRecord(Record):
     cpus: int
     accelerator: str
     kernel: str
+    initramfs: str
     qemu: str
     created_at: float  # seconds since the epoch
     boot_s: float  # how long its machine took to boot
@@ -80,7 +81,7 @@ class Templates:
         return template
 
     async def _make(self, template: Template, build: Callable[[Path], Awaitable[TemplateRecord]]) -> None:
-        new = template.directory.with_suffix(".new")
+        new = self.half_made(template.directory.name)
         await in_thread(partial(shutil.rmtree, new, ignore_errors=True))
         new.mkdir(parents=True, mode=0o711)
         try:
@@ -114,11 +115,22 @@ class Templates:
         found = sorted(self._directory.glob("*/" + _ABOUT)) if self._directory.exists() else []
         return tuple(Template(path.parent).record() for path in found if path.parent.suffix == "")
 
-    async def sweep(self) -> None:
-        """Remove what a killed daemon left half made or half removed."""
-        for suffix in (".new", ".gone"):
-            for path in self._directory.glob(f"*{suffix}"):
+    def half_made(self, key: str) -> Path:
+        """Where it is while it is made."""
+        return self._directory / f"{key}.new"
+
+    async def sweep(self, is_of_use: Callable[[TemplateRecord], bool]) -> None:
+        """Remove what a killed daemon left half made or half removed, what is damaged, and what is of no use."""
+        for path in sorted(self._directory.glob("*")):
+            if path.suffix or not await in_thread(partial(_is_of_use, Template(path), is_of_use)):
                 await in_thread(partial(shutil.rmtree, path, ignore_errors=True))
+
+
+def _is_of_use(template: Template, judge: Callable[[TemplateRecord], bool]) -> bool:
+    try:
+        return judge(template.record())
+    except (OSError, ValueError):
+        return False
 
 
 async def _digests(template: Template) -> tuple[str, str]:

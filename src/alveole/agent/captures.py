@@ -1,0 +1,96 @@
+"""Moments of running instances, captured once and gone on from by any number of forks.
+
+A moment is a directory with what the runtime wrote, and a root disk of the volume driver, by the name ``moment-ID``. It
+is complete or not there, and removed a while after the last fork took it. Each fork takes a copy that shares all with
+it: links of the files, and a disk that shares its blocks.
+"""
+
+import asyncio
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from alveole.agent.record import Paths
+from alveole.host.blocking import in_thread
+from alveole.model.error import conflict
+from alveole.model.instance import Origin
+from alveole.runtime.base import Capturing, Handle, Runtime
+from alveole.volume.base import VolumeDriver
+
+KEPT_S = 20.0
+
+
+class Captures:
+    def __init__(self) -> None:
+        self.running: dict[str, Handle] = {}  # instances that run on this node now, by id
+        self._taken: dict[str, float] = {}  # moment: when a fork took it last, by the monotonic clock
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def take(
+        self, paths: Paths, volumes: VolumeDriver, runtime: Runtime, origin: Origin, instance_id: str
+    ) -> Path:
+        """The files of the moment for one fork, which has its root disk then. May be called again.
+
+        Raises CONFLICT if the instance does not run any more.
+        """
+        mine = paths.origin(instance_id)
+        async with self._locks.setdefault(origin.moment, asyncio.Lock()):
+            self._taken[origin.moment] = time.monotonic()
+            moment = paths.moments / origin.moment
+            if not moment.exists():
+                await self._capture(moment, volumes, cast("Capturing", runtime), origin)
+            if not mine.exists():
+                await in_thread(partial(_link_all, moment, mine))
+            await volumes.copy_root_disk(_disk(origin.moment), instance_id)
+            self._taken[origin.moment] = time.monotonic()
+        return mine
+
+    async def _capture(self, moment: Path, volumes: VolumeDriver, runtime: Capturing, origin: Origin) -> None:
+        handle = self.running.get(origin.instance_id)
+        if handle is None:
+            raise conflict(f"instance {origin.instance} does not run any more", hint="start it, then fork it")
+        new = moment.with_suffix(".new")
+        await in_thread(partial(shutil.rmtree, new, ignore_errors=True))
+        new.mkdir(parents=True, mode=0o700)
+
+        async def copy_disk() -> None:
+            await volumes.copy_root_disk(origin.instance_id, _disk(origin.moment))
+
+        try:
+            await volumes.remove_root_disk(_disk(origin.moment))
+            await runtime.capture(handle, new, copy_disk, go_on=True)
+            new.rename(moment)
+        except BaseException:
+            await volumes.remove_root_disk(_disk(origin.moment))
+            await in_thread(partial(shutil.rmtree, new, ignore_errors=True))
+            raise
+
+    async def sweep(self, paths: Paths, volumes: VolumeDriver) -> None:
+        """Remove moments that no fork took for a while, and those of a former daemon."""
+        if not paths.moments.exists():
+            return
+        for moment in tuple(paths.moments.iterdir()):
+            name = moment.name.partition(".")[0]
+            lock = self._locks.setdefault(name, asyncio.Lock())
+            if lock.locked() or time.monotonic() - self._taken.get(name, -KEPT_S) < KEPT_S:
+                continue
+            async with lock:
+                await in_thread(partial(shutil.rmtree, moment, ignore_errors=True))
+                await volumes.remove_root_disk(_disk(name))
+            self._taken.pop(name, None)
+            del self._locks[name]
+
+
+def _disk(moment: str) -> str:
+    return f"moment-{moment}"
+
+
+def _link_all(source: Path, target: Path) -> None:
+    new = target.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for file in source.iterdir():
+        (new / file.name).hardlink_to(file)
+    new.rename(target)

@@ -1,0 +1,49 @@
+"""`alveole fork`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from alveole.cli import output
+from alveole.cli.context import client
+from alveole.cli.options import instance_argument
+from alveole.cli.progress import finish
+
+_MOST = 1000
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="Of the fork; made of the original's if not given.")
+@click.option("--count", metavar="NUMBER", type=click.IntRange(1, _MOST), help="How many forks of the same moment.")
+@click.option("--name-prefix", metavar="TEXT", help="Names them TEXT1, TEXT2 and so on.")
+@instance_argument
+def command(instance: str, name: str | None, count: int | None, name_prefix: str | None) -> None:
+    """Duplicate a running instance: memory, disk and processes. The original goes on.
+
+    Each fork has an address, host name and machine id of its own; published ports stay with the original, and
+    connections that were open are the original's. Only a vm without volumes can be forked.
+
+    \b
+    Examples:
+      alveole fork web
+      alveole fork --count 5 --name-prefix web- web
+    """
+    if name and (name_prefix or count):
+        raise click.UsageError("--name names one fork; with --count give --name-prefix")
+    names = [f"{name_prefix}{number}" if name_prefix else name for number in range(1, (count or 1) + 1)]
+    first = finish(client(), _request(instance, names[0], None))
+    output.line(first["result"]["name"])
+    moment = first["result"]["moment"]
+    # All are asked for before any is waited for: they are made side by side.
+    others = [client().fork_instance(instance, name=other, moment=moment) for other in names[1:]]
+    for operation in others:
+        output.line(finish(client(), _waiting(operation))["result"]["name"])
+
+
+def _request(instance: str, name: str | None, moment: str | None) -> Callable[[float], dict[str, Any]]:
+    return lambda wait_s: client().fork_instance(instance, name=name, moment=moment, wait_s=wait_s)
+
+
+def _waiting(operation: dict[str, Any]) -> Callable[[float], dict[str, Any]]:
+    return lambda wait_s: client().wait_operation(operation["id"], timeout_s=wait_s)

@@ -1,0 +1,89 @@
+"""Forks: new instances that go on from what a running one is at one moment."""
+
+from alveole.control import instances, keys
+from alveole.control.commit import Context, Idempotency, Plan, absent, commit_operation, new_operation, put
+from alveole.control.query import resolve_instance
+from alveole.model.error import AlveoleError, ErrorCode, conflict, invalid, unsupported
+from alveole.model.instance import Desired, Instance, InstanceSpec, Origin, Phase, Placement
+from alveole.model.node import Node
+from alveole.model.operation import Operation
+
+
+async def fork(
+    context: Context,
+    project: str,
+    ref: str,
+    *,
+    name: str | None,
+    moment: str | None,
+    idempotency: Idempotency | None = None,
+) -> Operation:
+    """Write a new instance beside a running one. The operation's result tells the moment, for more forks of it."""
+    context.space.require()
+    return await commit_operation(
+        context, project, idempotency, lambda: _plan(context, project, ref, name=name, moment=moment)
+    )
+
+
+def _plan(context: Context, project: str, ref: str, *, name: str | None, moment: str | None) -> Plan[Operation]:
+    source: Instance = resolve_instance(context.cache, project, ref).record
+    placement = _require_forkable(context, source)
+    name = name or instances.free_name(context, project, source.name)
+    key = keys.instance(project, name)
+    if context.cache.get(key) is not None:
+        raise AlveoleError(
+            ErrorCode.EXISTS, f"an instance named {name} exists", hint="choose another name", field="name"
+        )
+    identifier, moment = context.ids.hex(12), moment or context.ids.hex(12)
+    target = f"instance/{name}"
+    result = {"id": identifier, "name": name, "moment": moment}
+    operation = new_operation(context, project, "instance.fork", target, generation=1, result=result)
+    spec = forked_spec(source.spec)
+    needs = instances.network_needs(context, project, identifier, spec)
+    try:
+        instance = Instance(
+            id=identifier,
+            project=project,
+            name=name,
+            spec=spec,
+            image=source.image,
+            created_at=operation.created_at,
+            desired=Desired.RUNNING,
+            run=1,
+            placement=Placement(node=placement.node, epoch=1),
+            origin=Origin(instance=source.name, instance_id=source.id, moment=moment),
+            operation=operation.id,
+            **needs.fields,
+        )
+    except ValueError as error:
+        raise invalid(
+            f"{name!r} is not a name", hint="lower-case letters, digits, . _ - and at most 63 characters", field="name"
+        ) from error
+    writes = (put(key, instance), put(keys.operation(project, operation.id), operation), *needs.writes)
+    return Plan(operation, (absent(key), *needs.compare), writes)
+
+
+def forked_spec(spec: InstanceSpec) -> InstanceSpec:
+    """What a fork is: all that the original is, but what only one on a host can have."""
+    return spec.replace(ports=(), hostname=None, attach=False)
+
+
+def _require_forkable(context: Context, source: Instance) -> Placement:
+    """Where it is. Raises UNSUPPORTED or CONFLICT saying why it cannot be forked."""
+    if source.placement is None or source.status.phase is not Phase.RUNNING:
+        raise conflict(f"instance {source.name} is {source.status.phase}: only a running one can be forked")
+    isolation = source.spec.isolation
+    nodes = {entry.record.name: entry.record for entry in context.cache.table(keys.NODES)}
+    node: Node | None = nodes.get(source.placement.node)
+    if node is None or isolation not in node.forks:
+        raise unsupported(
+            f"a {isolation} cannot be forked here: it shares its memory with nothing that could copy it",
+            hint="run its image again, or choose --isolation vm, which can be forked",
+        )
+    shared = next((mount.source for mount in source.spec.mounts if mount.kind != "tmpfs"), None)
+    if shared is not None:
+        raise unsupported(
+            f"{source.name} has {shared} mounted, which two machines cannot share",
+            hint="fork an instance without volumes and shared directories",
+        )
+    return source.placement
