@@ -43,17 +43,29 @@ async def guest(attachment: Attachment) -> AsyncIterator[int]:
         with inside(namespace):
             nic = open_tap("eth0", headers=False)
             _set_up(attachment.card)
-        card = open_card(attachment, attachment.ids_base + 1)
+        card = open_card(attachment, attachment.ids_base)
         loop = asyncio.get_running_loop()
         for source, target in ((nic, card), (card, nic)):
             os.set_blocking(source, False)
             loop.add_reader(source, _carry, source, target)
         try:
+            await _carrier(attachment)
             yield namespace
         finally:
             for descriptor in (nic, card):
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
+
+
+async def _carrier(attachment: Attachment) -> None:
+    """The kernel notices a moment later that somebody opened the tap; until then it drops what is sent there."""
+    assert attachment.card
+    async with asyncio.timeout(5):
+        while True:
+            with inside(attachment.network_namespace):
+                if "state UP" in sh("ip", "link", "show", attachment.card.device):
+                    return
+            await asyncio.sleep(0.02)
 
 
 def _carry(source: int, target: int) -> None:

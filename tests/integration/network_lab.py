@@ -174,6 +174,8 @@ async def attach(
     ids: Ids | None = None,
     shifted: bool = True,
     machine: str = "",
+    receive_bps: int | None = None,
+    send_bps: int | None = None,
 ) -> Attachment:
     """An instance of this name in ``network``, the ``host``-th address of its subnet."""
     network = network or make_network()
@@ -189,6 +191,8 @@ async def attach(
         ids=ids,
         shifted=shifted,
         machine=machine,
+        receive_bps=receive_bps,
+        send_bps=send_bps,
     )
 
 

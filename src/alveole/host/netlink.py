@@ -118,6 +118,13 @@ class Netlink:
             raise NetlinkError(number, f"{message.about}: {os.strerror(number)}")
         return int(_LINK.unpack_from(body)[2])
 
+    def index_of(self, name: str) -> int:
+        """The index of a device that must be there. Raises NetlinkError(ENODEV)."""
+        index = self.link_index(name)
+        if index is None:
+            raise NetlinkError(errno.ENODEV, f"network device {name} is gone")
+        return index
+
     def _acknowledgement(self) -> tuple[int, OSError | None]:
         while True:
             data = self._socket.recv(_RECEIVE_BYTES)
@@ -174,6 +181,12 @@ def new_bridge(name: str) -> Message:
     """A bridge without ports: a device to hold an address (``dummy`` is absent from small kernels)."""
     payload = _LINK.pack(0, 0, 0, 0, 0) + text(3, name) + nested(18, text(1, "bridge"))
     return Message(_NEWLINK, _F_CREATE | _F_EXCL, payload, f"add device {name}")
+
+
+def new_detour(name: str) -> Message:
+    """A device that sends what was redirected to it back to where it was received (``ifb``)."""
+    payload = _LINK.pack(0, 0, 0, 0, 0) + text(3, name) + nested(18, text(1, "ifb"))
+    return Message(_NEWLINK, _F_CREATE | _F_EXCL, payload, f"add device {name} (ifb)")
 
 
 def new_veth(name: str, mac: str, peer_name: str, peer_mac: str, peer_namespace: int) -> Message:

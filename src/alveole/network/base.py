@@ -33,6 +33,8 @@ class Attachment(Record):
     address: str
     ports: tuple[Port, ...]
     card: Card | None = None  # of a machine, else None
+    receive_bps: int | None = None  # most bytes a second; None: no limit was asked for
+    send_bps: int | None = None
 
 
 class NetworkDriver(Protocol):
@@ -56,14 +58,17 @@ class NetworkDriver(Protocol):
         ids: Ids | None,  # the range it already has from a former run; None: give it one
         shifted: bool,  # whether it wants a user namespace
         machine: str = "",  # constant | same: what its guest sees as its own address; empty: it is no machine
+        receive_bps: int | None = None,  # most bytes a second; mode network only
+        send_bps: int | None = None,
     ) -> Attachment:
         """Give the instance its namespaces, address, published ports and name.
 
-        A machine gets a tap (``Attachment.card``) in its namespace, which the host's user ``ids_base + 1`` may open.
+        A machine gets a tap (``Attachment.card``) in its namespace, which the host's user ``ids_base`` may open.
         It must be ``shifted``, and cannot share the host's network.
 
         Called again for the same, it gives back an address that was taken off (a sandbox does so when it starts).
-        Raises EXISTS when a host port is taken, naming the port; EXHAUSTED when no id range is left.
+        Raises EXISTS when a host port is taken, naming the port; EXHAUSTED when no id range is left;
+        UNSUPPORTED when this kernel cannot limit rates.
         """
         ...
 

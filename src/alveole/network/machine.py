@@ -19,7 +19,6 @@ from alveole.host.netlink import (
 from alveole.host.netns import entered
 from alveole.host.nft_rewrite import append
 from alveole.host.tap import ensure_tap
-from alveole.model.error import internal
 from alveole.network.base import (
     CONTROL_ADDRESS,
     CONTROL_GATEWAY,
@@ -33,8 +32,6 @@ from alveole.network.base import (
 from alveole.network.machine_rules import icmp_rules, ruleset
 from alveole.network.slots import HOST_MAC, INNER_DEVICE
 from alveole.runtime.base import Card
-
-_OWNER = 0  # of a range's ids: the one that the machine's process runs as
 
 
 def card_for(machine: str, address: str, gateway: str) -> Card:
@@ -55,7 +52,7 @@ def card_for(machine: str, address: str, gateway: str) -> Card:
 def plug(attachment: Attachment, card: Card, gateway: str) -> None:
     """Give the instance's namespace its tap, routes and rules. Idempotent, also while a machine runs there. Blocks."""
     with entered(Path(attachment.network_namespace)):
-        ensure_tap(card.device, attachment.ids_base + _OWNER)
+        ensure_tap(card.device, attachment.ids_base)
         _load_rules(attachment, card, gateway)  # before anything can pass
         sysctl.write("net/ipv4/ip_forward", "1")
         sysctl.write(f"net/ipv4/conf/{card.device}/proxy_arp", "1")  # for guests that ask for their gateway
@@ -76,17 +73,10 @@ def _load_rules(attachment: Attachment, card: Card, gateway: str) -> None:
 
 
 def _connect(inside: Netlink, card: Card, gateway: str) -> None:
-    tap = _index(inside, card.device)
+    tap = inside.index_of(card.device)
     inside.send([link_up(card.device, mac=card.gateway_mac), new_address(tap, card.control_gateway)])
     for address in (card.control_address, card.address):
         inside.send([new_neighbour(tap, address, card.mac), new_host_route(tap, address, card.control_gateway)])
     if card.has_route:
-        eth0 = _index(inside, INNER_DEVICE)
+        eth0 = inside.index_of(INNER_DEVICE)
         inside.send([new_neighbour(eth0, gateway, HOST_MAC), new_default_route(eth0, gateway)])
-
-
-def _index(connection: Netlink, name: str) -> int:
-    index = connection.link_index(name)
-    if index is None:
-        raise internal(f"network device {name} of a machine is gone", hint="stop and start the instance")
-    return index

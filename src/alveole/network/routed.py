@@ -36,6 +36,7 @@ from alveole.model.network import Network
 from alveole.network import forwarding
 from alveole.network.base import Attachment
 from alveole.network.dns import DnsServer, Upstream, host_resolvers
+from alveole.network.limits import limit
 from alveole.network.machine import card_for, plug
 from alveole.network.names import Member, Zone
 from alveole.network.ports import HostPorts, checked_address
@@ -102,6 +103,8 @@ class RoutedNetwork:
         ids: Ids | None,
         shifted: bool,
         machine: str = "",
+        receive_bps: int | None = None,
+        send_bps: int | None = None,
     ) -> Attachment:
         make = Make(user=shifted, network=mode != "host", device=mode == "network")
         if make.device and network is None:
@@ -124,6 +127,8 @@ class RoutedNetwork:
             address=address if used else "",
             ports=tuple(port.replace(host_address=checked_address(port)) for port in ports) if used else (),
             card=card_for(machine, address if used else "", self._identity.gateway) if machine else None,
+            receive_bps=receive_bps if used else None,
+            send_bps=send_bps if used else None,
         )
         known = self._attached.get(instance_id)
         if known and wanted == _without_slot(known):
@@ -256,12 +261,13 @@ class RoutedNetwork:
         else:
             self._give_address(attachment)
         self._ensure_route(attachment)
+        limit(attachment.interface, receive_bps=attachment.receive_bps, send_bps=attachment.send_bps)
         self._library.execute(admit(self._identity, attachment))
 
     def _give_address(self, attachment: Attachment) -> None:
         gateway = self._identity.gateway
         with netlink_inside(Path(attachment.network_namespace)) as inside:
-            index = _index(inside, INNER_DEVICE)
+            index = inside.index_of(INNER_DEVICE)
             inside.send(
                 [
                     new_address(index, attachment.address),
@@ -272,7 +278,7 @@ class RoutedNetwork:
 
     def _ensure_route(self, attachment: Attachment) -> None:
         with Netlink() as host:
-            index = _index(host, attachment.interface)
+            index = host.index_of(attachment.interface)
             route = new_host_route(index, attachment.address, self._identity.gateway)
             host.send([route, new_neighbour(index, attachment.address, INNER_MAC)])
 
@@ -297,7 +303,7 @@ class RoutedNetwork:
         with Netlink() as host:
             host.send([new_bridge(name)], ignore=[errno.EEXIST])
             sysctl.write_if_present(f"net/ipv6/conf/{name}/disable_ipv6", "1")
-            host.send([link_up(name), new_address(_index(host, name), self._identity.gateway)])
+            host.send([link_up(name), new_address(host.index_of(name), self._identity.gateway)])
             host.send([new_dead_end(str(self._identity.pool))])
 
     def _remove_gateway(self) -> None:
@@ -320,13 +326,6 @@ def _is_intact(attachment: Attachment) -> bool:
     pins = [Path(pin) for pin in (attachment.user_namespace, attachment.network_namespace) if pin]
     devices = {name for _, name in socket.if_nameindex()}
     return all(is_pinned(pin) for pin in pins) and (not attachment.interface or attachment.interface in devices)
-
-
-def _index(connection: Netlink, name: str) -> int:
-    index = connection.link_index(name)
-    if index is None:
-        raise internal(f"network device {name} is gone", hint="stop and start the instance")
-    return index
 
 
 def _forget_connections(attachment: Attachment) -> None:

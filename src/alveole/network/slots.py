@@ -29,6 +29,7 @@ from alveole.host.netns import (
     remove_pins,
 )
 from alveole.model.error import AlveoleError, exhausted, internal
+from alveole.network.limits import DETOUR, detour_of
 
 log = logging.getLogger(__name__)
 
@@ -217,13 +218,15 @@ class Slots:
             inside.send([link_up(device) for device in names])
 
     def _remove(self, number: int) -> None:
+        device = self.device(number)
         with Netlink() as host:
-            host.send([delete_link(self.device(number))], ignore=[errno.ENODEV])
+            host.send([delete_link(device), delete_link(detour_of(device))], ignore=[errno.ENODEV])
         remove_pins(self.directory(number))
 
     def _present(self) -> set[int]:
         """Slots of which anything is found on this host."""
         prefix = self._identity.interface_prefix
-        devices = [name.removeprefix(prefix) for _, name in socket.if_nameindex() if name.startswith(prefix)]
+        present = {name for _, name in socket.if_nameindex() if name.startswith(prefix)}
+        devices = [name.removeprefix(prefix).removesuffix(DETOUR) for name in present]
         numbers = {int(rest, 16) for rest in devices if re.fullmatch("[0-9a-f]{1,3}", rest)}
         return numbers | {int(path.name) for path in self._pins.glob("[0-9]*")}
