@@ -216,10 +216,12 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
     """The drivers of this node. This is the only place that names them."""
     empty = options.run / "empty"
     empty.mkdir(exist_ok=True, mode=0o555)
+    machines = QemuRuntime(options.run, options.state / "qemu", cgroups)
+    await machines.open(identity.cgroup)
     runtimes: dict[str, Runtime] = {
         Isolation.CONTAINER: OciRuntime(Crun(options.run), cgroups),
         Isolation.SANDBOX: OciRuntime(Runsc(empty), cgroups),
-        Isolation.VM: QemuRuntime(options.run, options.state / "qemu", cgroups),
+        Isolation.VM: machines,
     }
     lacking = {isolation: await runtime.probe() for isolation, runtime in runtimes.items()}
     images = NodeImages(options.state / "images", identity)
