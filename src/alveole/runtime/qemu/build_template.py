@@ -15,11 +15,10 @@ from alveole.runtime.qemu import capture
 from alveole.runtime.qemu.argv import Machine
 from alveole.runtime.qemu.guest import Guest
 from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, remove_place, user_of
-from alveole.runtime.qemu.template import MEMORY, TemplateRecord, Templates, Templates
+from alveole.runtime.qemu.template import MEMORY, TemplateRecord, Templates
 
 _BOOT_TIMEOUT_S = 120.0
 _TOOL_TIMEOUT_S = 30.0
-_JAIL = "jail"  # directory of the machine, in that of the template
 _JAIL = "jail"  # directory of the machine, in that of the template
 
 
@@ -85,24 +84,6 @@ class Builder:
             private_bytes=told["private_bytes"],
             digests=("", ""),
         )
-
-
-async def sweep(jail: Jail, run_directory: Path, templates: Templates, cgroup: str) -> None:
-    """End the machines that a killed daemon was making templates with; ``cgroup`` is the one that holds theirs."""
-    for path in sorted(run_directory.glob("*")):
-        identifier = _identifier(path.name)
-        await _clean(jail, identifier, templates.half_made(path.name) / _JAIL, path, f"{cgroup}/{identifier}")
-
-
-async def _clean(jail: Jail, identifier: str, directory: Path, run_directory: Path, cgroup: str) -> None:
-    await jail.delete(identifier, directory, run_directory, cgroup)
-    await remove_place(run_directory / "m")
-    await in_thread(lambda: shutil.rmtree(run_directory, ignore_errors=True))
-    await in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
-
-
-def _identifier(key: str) -> str:
-    return f"template-{key}"
 
 
 async def sweep(jail: Jail, run_directory: Path, templates: Templates, cgroup: str) -> None:

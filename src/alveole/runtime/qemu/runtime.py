@@ -92,7 +92,6 @@ class QemuRuntime:
         self._version = ""
         self.templates = Templates(state / "templates")
         self._templates_run = run_directory / "t"
-        self._templates_run = run_directory / "t"
         self._systems = Systems(self._jail, run_directory, self.accelerator, self._empty_memory)
 
     @property
@@ -115,18 +114,6 @@ class QemuRuntime:
         except AlveoleError as error:
             return f"{error.message} ({error.hint})" if error.hint else error.message
         return ""
-
-    async def open(self, cgroup: str) -> None:
-        """To be called first. Ends what a killed daemon was making, and forgets templates of other versions than this
-        host's; ``cgroup`` is the one that holds those of all instances."""
-        await build_template.sweep(self._jail, self._templates_run, self.templates, cgroup)
-        try:
-            boot, qemu = await self._boot.ensure(), await self._qemu()
-        except AlveoleError as error:
-            log.warning("templates of machines are kept as they are: %s", error)
-            return
-        versions = (qemu, boot.kernel.version, boot.initramfs.name)
-        await self.templates.sweep(lambda record: (record.qemu, record.kernel, record.initramfs) == versions)
 
     async def open(self, cgroup: str) -> None:
         """To be called first. Ends what a killed daemon was making, and forgets templates of other versions than this

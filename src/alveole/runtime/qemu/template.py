@@ -119,10 +119,6 @@ class Templates:
         """Where it is while it is made."""
         return self._directory / f"{key}.new"
 
-    def half_made(self, key: str) -> Path:
-        """Where it is while it is made."""
-        return self._directory / f"{key}.new"
-
     async def sweep(self, is_of_use: Callable[[TemplateRecord], bool]) -> None:
         """Remove what a killed daemon left half made or half removed, what is damaged, and what is of no use."""
         for path in sorted(self._directory.glob("*")):
