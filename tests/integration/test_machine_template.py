@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -50,7 +51,7 @@ async def here() -> AsyncIterator[World]:
         yield made
 
 
-async def begun(here: World, runtime: QemuRuntime, *args: str, **changes: object) -> tuple[Cell, Handle]:
+async def begun(here: World, runtime: QemuRuntime, *args: str, **changes: Any) -> tuple[Cell, Handle]:
     cell = here.cell(*(args or FOREVER), **{"resources": SMALL, **changes})
     handle = await runtime.create(cell)
     await runtime.start(handle)
@@ -203,7 +204,7 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize("moment", ["jail", "running", "captured"])
 async def test_a_daemon_killed_while_it_makes_one_leaves_nothing(here: World, moment: str) -> None:
     """Nothing that a daemon does not end when it starts; and the template is made again."""
-    shape = {"resources": Resources(memory_bytes=(130 + len(moment)) << 20)}
+    shape: dict[str, Any] = {"resources": Resources(memory_bytes=(130 + len(moment)) << 20)}
     cell = here.cell(*FOREVER, **shape)
     daemon = Killable(here, cell)
     signs = {"jail": "t/*/m/control.in", "running": "t/*/m/qmp/socket", "captured": "state/templates/*.new/pages"}
