@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from alveole.agent.cell import build_cell, hostname_of, image_config
@@ -21,7 +22,7 @@ from alveole.model.health import HealthCheck
 from alveole.model.instance import Instance, Origin
 from alveole.network.base import Attachment
 from alveole.policy.system import check_no_system, check_system
-from alveole.runtime.base import Capability, CellMount, Handle, Ids
+from alveole.runtime.base import Capability, Capturing, CellMount, Handle, Ids
 from alveole.volume.base import ROOT_DISK_BYTES
 
 REMOVE_TIMEOUT_S = 600.0
@@ -52,7 +53,14 @@ async def make(
         record = record.replace(attachment=attachment, ids_base=attachment.ids_base)
         yield record
     origin = None
-    if instance.origin is not None and not record.has_begun:
+    if record.renewal < instance.renewal:
+        with steps.step("renew"):
+            await _begin_anew(engine, record)
+        record = record.replace(renewal=instance.renewal, asleep=False, has_begun=True)
+        yield record
+    if record.asleep:
+        origin = engine.paths.asleep(instance.id)
+    elif instance.origin is not None and not record.has_begun:
         with steps.step("capture"):
             origin = await capture_origin(engine, instance, instance.origin)
     with steps.step("root"):
@@ -98,10 +106,41 @@ async def capture_origin(engine: Engine, instance: Instance, origin: Origin) -> 
     return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id)
 
 
+async def put_to_sleep(engine: Engine, runtime: Capturing, handle: Handle) -> None:
+    """Write what it is. It stands still afterwards, unless this fails."""
+    asleep = engine.paths.asleep(handle.id)
+    new = asleep.with_suffix(".new")
+    for directory in (new, asleep):
+        await in_thread(partial(shutil.rmtree, directory, ignore_errors=True))
+    new.mkdir(mode=0o700)
+
+    async def nothing() -> None:
+        """Its disk stays its own."""
+
+    try:
+        await runtime.capture(handle, new, nothing, go_on=False)
+        new.rename(asleep)
+    except BaseException:
+        await in_thread(partial(shutil.rmtree, new, ignore_errors=True))
+        raise
+
+
 async def forget_origin(engine: Engine, instance_id: str) -> None:
-    """It has begun: the files are not needed any more; what it has mapped stays."""
-    if engine.paths.origin(instance_id).exists():
-        await in_thread(lambda: shutil.rmtree(engine.paths.origin(instance_id)))
+    """It goes on: the files are not needed any more; what it has mapped stays."""
+    for directory in (engine.paths.origin(instance_id), engine.paths.asleep(instance_id)):
+        if directory.exists():
+            await in_thread(partial(shutil.rmtree, directory))
+
+
+async def _begin_anew(engine: Engine, record: LocalRecord) -> None:
+    """Leave nothing of its files."""
+    paths, identifier = engine.paths, record.instance_id
+    await mount.unmount(paths.root(identifier))
+    await forget_origin(engine, identifier)
+    await engine.volumes.remove_root_disk(identifier)
+    doomed = [str(path) for path in (paths.upper(identifier), paths.work(identifier)) if path.exists()]
+    if doomed:
+        await run(["rm", "-rf", "--one-file-system", "--", *doomed], timeout_s=REMOVE_TIMEOUT_S)
 
 
 async def _attach(
@@ -121,6 +160,8 @@ async def _attach(
         ids=Ids(base=ids_base) if ids_base else None,
         shifted=shifted or machine,
         machine=instance.spec.inside_address if machine else "",
+        receive_bps=instance.spec.resources.net_receive_bps,
+        send_bps=instance.spec.resources.net_send_bps,
     )
 
 

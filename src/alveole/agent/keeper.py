@@ -7,7 +7,7 @@ any point: what runs goes on, and the next keeper adopts it or removes what was 
 import asyncio
 import logging
 from collections.abc import Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from alveole.agent import cellmaker
@@ -23,7 +23,7 @@ from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.health import Health
 from alveole.model.instance import Desired, Instance, InstanceStatus, Phase
 from alveole.policy.admission import signal_number
-from alveole.policy.lifecycle import Remove, Rest, Start, Stop, backoff, decide, wants_restart
+from alveole.policy.lifecycle import Remove, Rest, Sleep, Start, Stop, backoff, decide, wants_restart
 from alveole.runtime.base import Capability, Exit, Handle, State
 
 log = logging.getLogger(__name__)
@@ -143,10 +143,15 @@ class Keeper:
                 await self._interruptible(self._start(self._assignment, restarts))
             case Stop(grace_s):
                 await self._interruptible(self._stop(instance, grace_s))
+            case Sleep():
+                await self._sleep()
             case Remove():
                 await self._remove()
                 return False
             case Rest(phase, until):
+                if self.local.asleep and instance.desired is Desired.STOPPED:
+                    self._remember(self.local.status, asleep=False)
+                    await cellmaker.forget_origin(self._engine, self.id)
                 await self._report(self.local.status.replace(phase=phase))
                 await self._rest(until)
         return True
@@ -254,7 +259,7 @@ class Keeper:
             restarts=restarts,
             health=Health.STARTING if instance and cellmaker.health_check(instance) else None,
         )
-        self._remember(status, starting=False, has_begun=True)
+        self._remember(status, starting=False, has_begun=True, asleep=False)
         await cellmaker.forget_origin(self._engine, self.id)
         self._follow(self.local.handle)
 
@@ -310,6 +315,28 @@ class Keeper:
                 await self._runtime.kill(handle)
                 await asyncio.wait({ended})
         await self._note_ended(ended.result(), stopped=True)
+
+    async def _sleep(self) -> None:
+        """Put it on disk. If that fails it goes on, and the control plane is told why."""
+        self._steps = StepLog("sleep", self._engine.clock, self._engine.fault)
+        status = self.local.status
+        assert self.local.handle is not None  # noqa: S101  (it runs)
+        try:
+            with self._steps.step("capture"):
+                await cellmaker.put_to_sleep(self._engine, self._runtime, self.local.handle)
+        except (AlveoleError, OSError) as error:
+            known = error if isinstance(error, AlveoleError) else told(error)
+            log.warning("instance %s could not be put to sleep: %s", self.local.name, known)
+            problem = {"code": known.code.value, "message": known.message, "hint": known.hint}
+            await self._report(status.replace(error=problem))
+            await self._rest(self._engine.clock.now() + timedelta(seconds=RETRY_S))
+            return
+        await self._cancel(self._health)
+        await self._cancel(self._ended)
+        self._health, self._ended = None, None
+        self._engine.captures.running.pop(self.id, None)
+        self._remember(status.replace(phase=Phase.ASLEEP, pid=None, health=None), asleep=True)
+        await self._unmake()
 
     async def _note_ended(self, end: Exit, *, stopped: bool = False) -> None:
         """The process is over: remember how, then give back what it used, unless it starts again."""

@@ -23,6 +23,8 @@ class LocalRecord(Record):
     volumes: tuple[str, ...] = ()  # ids of the volumes it holds
     starting: bool = False  # being made, or started without that being remembered
     run: int = 0  # the Instance.run being made, or made last
+    asleep: bool = False  # what it is lies in Paths.asleep
+    renewal: int = 0  # the Instance.renewal that its files are of
     has_begun: bool = False  # it has run; a fork goes on from its origin only the first time
     restarts: int = 0  # automatic ones, the one being made included
 
@@ -57,6 +59,10 @@ class Paths:
     def origin(self, identifier: str) -> Path:
         """What a fork goes on from, until it has."""
         return self.home(identifier) / "origin"
+
+    def asleep(self, identifier: str) -> Path:
+        """What an instance is that sleeps."""
+        return self.home(identifier) / "asleep"
 
     def log(self, identifier: str) -> Path:
         return self.home(identifier) / "log"

@@ -128,6 +128,22 @@ async def restart(service: Service, request: Request) -> Response:
     return await operation_response(service, request, operation)
 
 
+async def recreate(service: Service, request: Request) -> Response:
+    _, raw = await read_body(request, Nothing)
+    operation = await instances.recreate(
+        service.context, project_of(request), request.path_params["ref"], idempotency_of(request, raw)
+    )
+    return await operation_response(service, request, operation)
+
+
+async def sleep(service: Service, request: Request) -> Response:
+    _, raw = await read_body(request, Nothing)
+    operation = await forks.sleep(
+        service.context, project_of(request), request.path_params["ref"], idempotency_of(request, raw)
+    )
+    return await operation_response(service, request, operation)
+
+
 async def fork(service: Service, request: Request) -> Response:
     body, raw = await read_body(request, ForkInstance)
     operation = await forks.fork(
@@ -231,6 +247,24 @@ ROUTES = (
         summary="Stop it, then start it",
         handler=restart,
         body=Grace,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path=f"{_ONE}/recreate",
+        summary="Begin anew from its image, keeping name, address and volumes",
+        handler=recreate,
+        body=Nothing,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path=f"{_ONE}/sleep",
+        summary="Put it on disk, memory and processes included, until it is started",
+        handler=sleep,
+        body=Nothing,
         answer=Operation,
         status=202,
     ),

@@ -99,6 +99,12 @@ class Client:
     def restart_instance(self, ref: str, *, grace_s: float | None = None, wait_s: float = 0) -> Object:
         return self.submit("POST", f"instances/{_part(ref)}/restart", _given(grace_s=grace_s), wait_s=wait_s)
 
+    def recreate_instance(self, ref: str, *, wait_s: float = 0) -> Object:
+        return self.submit("POST", f"instances/{_part(ref)}/recreate", {}, wait_s=wait_s)
+
+    def sleep_instance(self, ref: str, *, wait_s: float = 0) -> Object:
+        return self.submit("POST", f"instances/{_part(ref)}/sleep", {}, wait_s=wait_s)
+
     def fork_instance(
         self, ref: str, *, name: str | None = None, moment: str | None = None, wait_s: float = 0
     ) -> Object:

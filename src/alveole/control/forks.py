@@ -25,9 +25,21 @@ async def fork(
     )
 
 
+async def sleep(context: Context, project: str, ref: str, idempotency: Idempotency | None = None) -> Operation:
+    """Put a running instance on disk, memory and processes included. Starting it lets it go on."""
+
+    def plan() -> Plan[Operation]:
+        entry = resolve_instance(context.cache, project, ref)
+        instance: Instance = entry.record
+        _require_capturable(context, instance, "put to sleep")
+        return instances.intend(context, entry, "instance.sleep", desired=Desired.ASLEEP, run=instance.run)
+
+    return await commit_operation(context, project, idempotency, plan)
+
+
 def _plan(context: Context, project: str, ref: str, *, name: str | None, moment: str | None) -> Plan[Operation]:
     source: Instance = resolve_instance(context.cache, project, ref).record
-    placement = _require_forkable(context, source)
+    placement = _require_capturable(context, source, "forked")
     name = name or instances.free_name(context, project, source.name)
     key = keys.instance(project, name)
     if context.cache.get(key) is not None:
@@ -68,22 +80,22 @@ def forked_spec(spec: InstanceSpec) -> InstanceSpec:
     return spec.replace(ports=(), hostname=None, attach=False)
 
 
-def _require_forkable(context: Context, source: Instance) -> Placement:
-    """Where it is. Raises UNSUPPORTED or CONFLICT saying why it cannot be forked."""
+def _require_capturable(context: Context, source: Instance, what: str) -> Placement:
+    """Where it is. Raises UNSUPPORTED or CONFLICT saying why it cannot be, ``what`` being what was asked."""
     if source.placement is None or source.status.phase is not Phase.RUNNING:
-        raise conflict(f"instance {source.name} is {source.status.phase}: only a running one can be forked")
+        raise conflict(f"instance {source.name} is {source.status.phase}: only a running one can be {what}")
     isolation = source.spec.isolation
     nodes = {entry.record.name: entry.record for entry in context.cache.table(keys.NODES)}
     node: Node | None = nodes.get(source.placement.node)
     if node is None or isolation not in node.forks:
         raise unsupported(
-            f"a {isolation} cannot be forked here: it shares its memory with nothing that could copy it",
-            hint="run its image again, or choose --isolation vm, which can be forked",
+            f"a {isolation} cannot be {what} here: it shares its memory with nothing that could copy it",
+            hint=f"choose --isolation vm, which can be {what}",
         )
     shared = next((mount.source for mount in source.spec.mounts if mount.kind != "tmpfs"), None)
     if shared is not None:
         raise unsupported(
-            f"{source.name} has {shared} mounted, which two machines cannot share",
-            hint="fork an instance without volumes and shared directories",
+            f"{source.name} has {shared} mounted, which is not part of what can be kept of it",
+            hint=f"only an instance without volumes and shared directories can be {what}",
         )
     return source.placement

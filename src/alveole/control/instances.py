@@ -143,7 +143,7 @@ async def start(context: Context, project: str, ref: str, idempotency: Idempoten
         if instance.desired is Desired.RUNNING and not is_settled(instance, instance.status):
             operation = new_operation(context, project, "instance.start", f"instance/{instance.name}")
             return _already(context, operation)
-        return _intend(context, entry, "instance.start", desired=Desired.RUNNING, run=instance.run + 1)
+        return intend(context, entry, "instance.start", desired=Desired.RUNNING, run=instance.run + 1)
 
     return await commit_operation(context, project, idempotency, plan)
 
@@ -156,7 +156,7 @@ async def stop(
     def plan() -> Plan[Operation]:
         entry = resolve_instance(context.cache, project, ref)
         instance: Instance = entry.record
-        return _intend(context, entry, "instance.stop", desired=Desired.STOPPED, run=instance.run, grace_s=grace_s)
+        return intend(context, entry, "instance.stop", desired=Desired.STOPPED, run=instance.run, grace_s=grace_s)
 
     return await commit_operation(context, project, idempotency, plan)
 
@@ -169,7 +169,19 @@ async def restart(
     def plan() -> Plan[Operation]:
         entry = resolve_instance(context.cache, project, ref)
         run = entry.record.run + 1
-        return _intend(context, entry, "instance.restart", desired=Desired.RUNNING, run=run, grace_s=grace_s)
+        return intend(context, entry, "instance.restart", desired=Desired.RUNNING, run=run, grace_s=grace_s)
+
+    return await commit_operation(context, project, idempotency, plan)
+
+
+async def recreate(context: Context, project: str, ref: str, idempotency: Idempotency | None = None) -> Operation:
+    """End it without grace and begin anew from its image: files, memory and processes. Name, address, volumes stay."""
+
+    def plan() -> Plan[Operation]:
+        entry = resolve_instance(context.cache, project, ref)
+        run, renewal = entry.record.run + 1, entry.record.renewal + 1
+        verb = "instance.recreate"
+        return intend(context, entry, verb, desired=Desired.RUNNING, run=run, grace_s=0.0, renewal=renewal)
 
     return await commit_operation(context, project, idempotency, plan)
 
@@ -188,12 +200,12 @@ async def remove(
                 hint=f"stop it first (alveole stop {instance.name}), or remove it by force: "
                 f"alveole rm -f {instance.name}",
             )
-        return _intend(context, entry, "instance.rm", desired=Desired.REMOVED, run=instance.run, force=force)
+        return intend(context, entry, "instance.rm", desired=Desired.REMOVED, run=instance.run, force=force)
 
     return await commit_operation(context, project, idempotency, plan)
 
 
-def _intend(
+def intend(
     context: Context,
     entry: Entry,
     verb: str,
@@ -202,6 +214,7 @@ def _intend(
     run: int,
     grace_s: float | None = None,
     force: bool = False,
+    renewal: int | None = None,
 ) -> Plan[Operation]:
     """Write what the user wants of an instance now. It supersedes an operation still under way on it."""
     instance: Instance = entry.record
@@ -221,6 +234,7 @@ def _intend(
         generation=operation.generation,
         stop_grace_s=grace_s,
         force=force,
+        renewal=instance.renewal if renewal is None else renewal,
         operation=operation.id,
     )
     return Plan(

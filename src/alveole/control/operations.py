@@ -47,7 +47,7 @@ def _plan_cancel_instance(context: Context, entry: Entry, error: AlveoleError) -
     match operation.verb:
         case "instance.run" | "instance.fork" | "instance.create":
             changed = undo_run(instance)
-        case "instance.start" | "instance.restart":
+        case "instance.start" | "instance.restart" | "instance.recreate":
             changed = instance.replace(desired=Desired.STOPPED, generation=instance.generation + 1, operation="")
         case _:
             raise conflict(f"{operation.verb} cannot be cancelled", hint="start the instance again when it is over")

@@ -8,7 +8,7 @@ from alveole.control.commit import Context, Plan, put, unchanged
 from alveole.control.settle import delete_instance, end_operation, plan_task_end, running_operation
 from alveole.model.agent import InstanceReport, TaskReport
 from alveole.model.error import AlveoleError, ErrorCode, conflict
-from alveole.model.instance import Desired, Instance
+from alveole.model.instance import Desired, Instance, Phase
 from alveole.model.operation import OperationState
 from alveole.policy.outcome import outcome
 
@@ -39,6 +39,8 @@ def plan_instance_report(context: Context, report: InstanceReport) -> Plan[None]
             error = read_error(report.status.error)
         if operation is not None and operation.record.verb in {"instance.run", "instance.fork"}:
             changed = undo_run(changed)
+        elif operation is not None and operation.record.verb == "instance.sleep":
+            changed = _stay_awake(changed)
     if result == "under way":
         if operation is not None and report.steps and report.steps != operation.record.steps:
             progressed = operation.record.replace(steps=report.steps)
@@ -55,6 +57,12 @@ def plan_instance_report(context: Context, report: InstanceReport) -> Plan[None]
 def undo_run(instance: Instance) -> Instance:
     """A run that failed to start leaves no instance behind."""
     return instance.replace(desired=Desired.REMOVED, force=True, generation=instance.generation + 1, operation="")
+
+
+def _stay_awake(instance: Instance) -> Instance:
+    """One that could not be put to sleep goes on as it was, if it has not ended by itself."""
+    desired = Desired.RUNNING if instance.status.phase is Phase.RUNNING else Desired.STOPPED
+    return instance.replace(desired=desired, generation=instance.generation + 1, operation="")
 
 
 def plan_task_report(context: Context, report: TaskReport) -> Plan[None]:

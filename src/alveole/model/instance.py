@@ -48,6 +48,8 @@ class Resources(Record):
     pids: Annotated[int, Field(ge=1)] | None = 4096
     io_read_bps: Annotated[int, Field(ge=1)] | None = None
     io_write_bps: Annotated[int, Field(ge=1)] | None = None
+    net_receive_bps: Annotated[int, Field(ge=1, le=1 << 40)] | None = None  # bytes a second; not for host and none
+    net_send_bps: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
 
 
 class Restart(Record):
@@ -107,6 +109,7 @@ class Desired(StrEnum):
 
     RUNNING = "running"
     STOPPED = "stopped"
+    ASLEEP = "asleep"
     REMOVED = "removed"
 
 
@@ -119,6 +122,7 @@ class Phase(StrEnum):
     BACKOFF = "backoff"  # exited; will be started again at next_start_at
     EXITED = "exited"  # ran and ended, or was stopped
     CREATED = "created"  # never started
+    ASLEEP = "asleep"  # its memory and processes are on disk; it goes on when started
     FAILED = "failed"  # could not be started; error says why
 
 
@@ -161,6 +165,7 @@ class Instance(Record):
     desired: Desired
     generation: int = 1  # grows with every change of spec, desired or run
     run: int = 0  # grows with each start or restart the user asks for
+    renewal: int = 0  # grows with each recreation: its files begin anew from its image
     stop_grace_s: float | None = None  # of the stop under way; None: as the spec says
     force: bool = False  # removed without grace
     placement: Placement | None = None

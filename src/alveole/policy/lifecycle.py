@@ -39,7 +39,12 @@ class Rest:
     until: datetime | None = None
 
 
-Action = Start | Stop | Remove | Rest
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Put what it is on disk, and give back all it uses."""
+
+
+Action = Start | Stop | Sleep | Remove | Rest
 
 
 def decide(instance: Instance, status: InstanceStatus, *, running: bool, now: datetime) -> Action:
@@ -49,6 +54,8 @@ def decide(instance: Instance, status: InstanceStatus, *, running: bool, now: da
     match instance.desired:
         case Desired.REMOVED:
             return Remove()
+        case Desired.ASLEEP:
+            return Rest(status.phase)
         case Desired.STOPPED:
             return Rest(Phase.CREATED if status.run == 0 else Phase.EXITED)
         case Desired.RUNNING:
@@ -58,6 +65,8 @@ def decide(instance: Instance, status: InstanceStatus, *, running: bool, now: da
 def _decide_running(instance: Instance, status: InstanceStatus) -> Action:
     if instance.desired is Desired.RUNNING and status.run == instance.run:
         return Rest(Phase.RUNNING)
+    if instance.desired is Desired.ASLEEP and status.run == instance.run:
+        return Sleep()
     return Stop(0.0 if instance.force else _grace_s(instance))
 
 

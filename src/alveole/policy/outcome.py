@@ -14,13 +14,14 @@ def outcome(operation: Operation, instance: Instance, status: InstanceStatus) ->
     if status.observed_generation < operation.generation:
         return "under way"
     match operation.verb:
-        case "instance.run" | "instance.fork" | "instance.start" | "instance.restart":
-            if status.run == instance.run and status.phase is Phase.FAILED:
-                return "failed"
-            return "done" if status.run == instance.run and status.phase in _STARTED else "under way"
-        case "instance.create":
-            return "done" if status.phase in _ENDED else "under way"
-        case "instance.stop":
-            return "done" if status.phase in _ENDED else "under way"
+        case "instance.run" | "instance.fork" | "instance.start" | "instance.restart" | "instance.recreate":
+            failed = status.run == instance.run and status.phase is Phase.FAILED
+            done = status.run == instance.run and status.phase in _STARTED
+        case "instance.sleep":
+            done = status.phase is Phase.ASLEEP
+            failed = not done and (status.error is not None or status.phase in _ENDED)
+        case "instance.create" | "instance.stop":
+            done, failed = status.phase in _ENDED, False
         case _:
-            return "under way"
+            done, failed = False, False
+    return "failed" if failed else "done" if done else "under way"

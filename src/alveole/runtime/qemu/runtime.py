@@ -334,8 +334,11 @@ class QemuRuntime:
         found = await self._jail.recover(cell_id, directory, run_directory)
         if found.handle and is_system(found.handle):
             return found
-        if found.state is State.RUNNING and found.handle and not _guest(found.handle).told().has_started:
-            return replace(found, state=State.CREATED)
+        if found.state is State.RUNNING and found.handle:
+            if not _guest(found.handle).told().has_started:
+                return replace(found, state=State.CREATED)
+            with suppress(AlveoleError):  # it may just end
+                await capture.go_on(_place(run_directory), name=cell_id)  # a daemon that captured it may have died
         return found
 
     async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
