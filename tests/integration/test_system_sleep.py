@@ -1,0 +1,89 @@
+"""Sleep and wake: all that an instance is goes to disk and comes back."""
+
+import subprocess
+
+import pytest
+
+from tests.integration.daemon import Daemon, until
+
+pytestmark = pytest.mark.root
+
+COUNTS = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.05; done"
+
+
+def counting(daemon: Daemon, name: str) -> None:
+    daemon.ok("run", "-d", "--name", name, "--isolation", "vm", "busybox", "sh", "-c", COUNTS)
+    until(lambda: daemon.ok("exec", name, "cat", "/dev/shm/count").strip().isdigit())
+
+
+def count(daemon: Daemon, name: str) -> int:
+    return int(daemon.ok("exec", name, "cat", "/dev/shm/count"))
+
+
+def machines(daemon: Daemon, name: str) -> int:
+    """How many QEMU processes the instance has."""
+    identifier = daemon.instance(name)["id"]
+    return len(
+        subprocess.run(
+            ["pgrep", "-f", f"qemu-system-x86_64 -name {identifier}"], capture_output=True, check=False
+        ).stdout.split()
+    )
+
+
+def test_what_sleeps_uses_nothing_and_goes_on_where_it_was(daemon: Daemon) -> None:
+    counting(daemon, "web")
+    before, address = count(daemon, "web"), daemon.instance("web")["address"]
+    assert machines(daemon, "web") == 1
+    assert daemon.ok("sleep", "web") == "web"
+    assert daemon.phase("web") == "asleep"
+    assert machines(daemon, "web") == 0
+    assert "not running" in daemon.fails("exec", "web", "true")
+    daemon.ok("wake", "web")
+    assert before <= count(daemon, "web") < before + 200
+    assert daemon.instance("web")["address"] == address
+    seen = count(daemon, "web")
+    until(lambda: count(daemon, "web") > seen)
+
+
+def test_it_sleeps_through_restarts_of_the_daemon_and_again(daemon: Daemon) -> None:
+    counting(daemon, "web")
+    daemon.ok("sleep", "web")
+    daemon.stop()
+    daemon.start()
+    assert daemon.phase("web") == "asleep"
+    daemon.ok("wake", "web")
+    before = count(daemon, "web")
+    daemon.ok("sleep", "web")
+    daemon.ok("wake", "web")
+    assert before <= count(daemon, "web") < before + 200
+
+
+def test_stopping_what_sleeps_lets_it_begin_anew(daemon: Daemon) -> None:
+    counting(daemon, "web")
+    until(lambda: count(daemon, "web") > 40)
+    daemon.ok("sleep", "web")
+    daemon.ok("stop", "web")
+    assert daemon.phase("web") == "exited"
+    daemon.ok("start", "web")
+    until(lambda: daemon.ok("exec", "web", "cat", "/dev/shm/count").strip().isdigit())
+    assert count(daemon, "web") < 40
+    daemon.ok("sleep", "web")
+    daemon.ok("rm", "-f", "web")
+
+
+@pytest.mark.parametrize("isolation", ["container", "sandbox"])
+def test_other_walls_refuse_by_name(daemon: Daemon, isolation: str) -> None:
+    daemon.ok("run", "-d", "--name", "shared", "--isolation", isolation, "busybox", "sleep", "600")
+    assert f"a {isolation} cannot be put to sleep" in daemon.fails("sleep", "shared")
+    assert daemon.phase("shared") == "running"
+
+
+def test_what_does_not_run_cannot_sleep(daemon: Daemon) -> None:
+    daemon.ok("create", "--name", "idle", "--isolation", "vm", "busybox", "true")
+    assert "idle is created: only a running one can be put to sleep" in daemon.fails("sleep", "idle")
+
+
+def test_with_a_volume_it_stays_awake(daemon: Daemon) -> None:
+    daemon.ok("run", "-d", "--name", "holder", "--isolation", "vm", "-v", "data:/d", "busybox", "sleep", "600")
+    assert "holder has data mounted" in daemon.fails("sleep", "holder")
+    assert daemon.ok("exec", "holder", "sh", "-c", "echo on > /d/f; cat /d/f") == "on"
