@@ -10,7 +10,6 @@ what it writes has no configuration section, so whoever loads it must not expect
 import asyncio
 import json
 import os
-import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from alveole.runtime.qemu.argv import MONITOR, PLACE, STATE
 _PAGES_TIMEOUT_S = 300.0
 _LOAD_TIMEOUT_S = 60.0
 _POLL_S = 0.003
+_STATE_LIMIT_BYTES = 8 << 20  # the file system that it is written to is no larger
 
 
 async def nothing() -> None:
@@ -67,13 +67,22 @@ async def capture(
             if go_on:
                 await monitor.execute("cont")
             still_s = loop.time() - began
-        await in_thread(lambda: shutil.copyfile(place / STATE, target / "state"))
+        await in_thread(lambda: take(place / STATE, target / "state"))
         await _finish(saving)
     finally:
         if saving.returncode is None:
             saving.kill()
             await saving.wait()
     return {**told, "still_s": still_s}
+
+
+def take(source: Path, target: Path) -> None:
+    """Copy what QEMU has written, who is hostile: a sparse file would take more of our disk than of its memory."""
+    with source.open("rb") as file, target.open("wb") as copy:
+        content = file.read(_STATE_LIMIT_BYTES + 1)
+        if len(content) > _STATE_LIMIT_BYTES:
+            raise internal(f"the state of a machine's devices is larger than {_STATE_LIMIT_BYTES >> 20} MiB")
+        copy.write(content)
 
 
 async def _start_pages(*arguments: object) -> asyncio.subprocess.Process:

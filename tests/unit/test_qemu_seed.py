@@ -1,0 +1,126 @@
+"""The seed: what the guest of a machine is told it shall be."""
+
+import io
+import json
+import shlex
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from alveole.model.instance import Resources
+from alveole.runtime.base import Cell, CellMount, Ids, Process
+from alveole.runtime.qemu import seed
+from tests.unit.test_qemu_argv import CARD
+
+PUBLIC_KEY = "ssh-ed25519 AAAA it\n"
+NO_MOUNTS = seed.plan((), ())
+
+
+def cell(directory: Path, **changes: Any) -> Cell:
+    defaults: dict[str, Any] = {
+        "id": "0123456789ab",
+        "directory": directory,
+        "run_directory": directory,
+        "log_path": directory / "log",
+        "hostname": "web",
+        "process": Process(args=("serve",), env={"WORD": "a b"}, workdir="/srv", uid=7, gid=8),
+        "root": None,
+        "read_only": False,
+        "ids": Ids(base=1 << 28),
+        "user_namespace": directory / "user",
+        "network_namespace": directory / "net",
+        "cgroup": "alveole-1a2b3c4d/0123456789ab",
+        "resources": Resources(memory_bytes=1 << 28, pids=9),
+        "card": CARD,
+    }
+    return Cell(**{**defaults, **changes})
+
+
+def opened(made: Cell, how: seed.Plan) -> dict[str, bytes]:
+    data = io.BytesIO(seed.make_seed(made, how, public_key=PUBLIC_KEY))
+    with tarfile.open(fileobj=data) as archive:
+        assert all(member.isreg() for member in archive)
+        return {name: _content(archive, name) for name in archive.getnames()}
+
+
+def _content(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file
+    return file.read()
+
+
+def script(made: Cell) -> list[str]:
+    return opened(made, NO_MOUNTS)["setup"].decode().splitlines()
+
+
+def test_mounts_reach_the_guest_as_what_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("content")
+    mounts = (
+        CellMount(target="/v", source=tmp_path / "v.img", disk=True, read_only=True),
+        CellMount(target="/etc/hosts", source=file),
+        CellMount(target="/b", source=tmp_path),
+        CellMount(target="/t", source=None, size_bytes=1 << 20),
+    )
+    how = seed.plan(mounts, {file})
+    assert [(name, mount.target) for name, mount in how.disks] == [("disk0", "/v")]
+    assert [(name, mount.target) for name, mount in how.files] == [("file1", "/etc/hosts")]
+    assert [(name, mount.target) for name, mount in how.binds] == [("bind2", "/b")]
+    assert [mount.target for mount in how.tmpfs] == ["/t"]
+    members = opened(cell(tmp_path, mounts=mounts), how)
+    assert members["file/file1"] == b"content"
+    config = json.loads(members["config.json"])
+    sources = {mount["destination"]: mount["source"] for mount in config["mounts"]}
+    assert sources["/v"] == "/disks/disk0"
+    assert sources["/etc/hosts"] == "/run/seed/file/file1"
+    assert sources["/b"] == "/disks/bind2"
+    lines = members["setup"].decode()
+    assert 'mount -t ext4 -o ro "$(disk disk0)" /disks/disk0' in lines
+    assert "directory bind2 trans=virtio" in lines
+    assert str(tmp_path) not in members["config.json"].decode() + lines  # no path of the host's
+
+
+def test_the_bundle_is_of_the_guests_kernel(tmp_path: Path) -> None:
+    """Neither the host's ids nor its namespaces or cgroups mean anything there; who the process is does."""
+    config = json.loads(opened(cell(tmp_path), NO_MOUNTS)["config.json"])
+    kinds = {namespace["type"]: namespace for namespace in config["linux"]["namespaces"]}
+    assert "user" not in kinds
+    assert "network" not in kinds  # the machine's own is all that is there
+    assert not any("path" in namespace for namespace in kinds.values())
+    assert not config["linux"].get("uidMappings")
+    assert config["root"]["path"] == "/instance/root"
+    user = config["process"]["user"]
+    assert (user["uid"], user["gid"], config["process"]["cwd"]) == (7, 8, "/srv")
+    assert "WORD=a b" in config["process"]["env"]
+    resources = config["linux"]["resources"]
+    assert resources["pids"]["limit"] == 9
+    assert "limit" not in resources.get("memory", {})  # all that the machine has is the instance's
+
+
+def test_without_a_network_the_instance_does_not_see_the_card(tmp_path: Path) -> None:
+    made = cell(tmp_path, card=CARD.replace(has_route=False))
+    config = json.loads(opened(made, NO_MOUNTS)["config.json"])
+    assert {"type": "network"} in config["linux"]["namespaces"]
+    assert not any("route" in line for line in script(made))
+    assert any(f"ip route add default via {CARD.gateway}" in line for line in script(cell(tmp_path)))
+
+
+def test_a_name_cannot_become_a_command_of_the_guests(tmp_path: Path) -> None:
+    name = "web; poweroff -f #"
+    (line,) = (line for line in script(cell(tmp_path, hostname=name)) if line.startswith("hostname"))
+    assert shlex.split(line) == ["hostname", name]
+
+
+def test_the_key_that_lets_in_is_the_machines(tmp_path: Path) -> None:
+    members = opened(cell(tmp_path), NO_MOUNTS)
+    assert members["authorized_keys"].decode() == PUBLIC_KEY
+    assert script(cell(tmp_path))[0].startswith("cp /run/seed/authorized_keys")
+
+
+def test_a_file_that_grew_too_large_is_cut(tmp_path: Path) -> None:
+    """Those that are passed are ours and small; a bound all the same."""
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * (3 << 20))
+    mount = CellMount(target="/f", source=file)
+    members = opened(cell(tmp_path, mounts=(mount,)), seed.plan((mount,), {file}))
+    assert len(members["file/file0"]) == 1 << 20
