@@ -92,7 +92,8 @@ class World:
         """A disk and a network of its own."""
         assert self.root
         disk = self.directory / f"{number}.img"
-        make = ["mke2fs", "-q", "-t", "ext4", "-d", str(self.root), "-E", "assume_storage_prezeroed=1", str(disk), "256M"]
+        options = ["-q", "-t", "ext4", "-E", "assume_storage_prezeroed=1"]
+        make = ["mke2fs", *options, "-d", str(self.root), str(disk), "256M"]
         subprocess.run(make, check=True)
         namespace = self.directory / f"{number}.net"
         make_machine_network(namespace, self.user_namespace)

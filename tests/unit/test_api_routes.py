@@ -192,7 +192,7 @@ async def test_the_daemon_itself(tmp_path: Path) -> None:
         told = (await client.call("GET", "/v1/version")).json
         assert told == {"version": "0.0.0", "api": "v1", "store": world.store.id, "node": "node-1"}
         nodes = (await client.call("GET", "/v1/nodes")).json["items"]
-        assert [(node["name"], node["isolations"]) for node in nodes] == [("node-1", ["container", "sandbox"])]
+        assert [(node["name"], node["isolations"]) for node in nodes] == [("node-1", ["container", "sandbox", "vm"])]
         described = (await client.call("GET", "/v1/openapi.json")).json
         assert described["openapi"] == "3.1.0"
         assert sum(len(methods) for methods in described["paths"].values()) == len(ROUTES)

@@ -196,7 +196,7 @@ def test_build_sends_the_recipe_and_where_it_is(
         (["run"], "alveole run: Missing argument 'IMAGE'."),
         (["run", "-m", "12x", "debian:12"], "alveole run: --memory '12x': not a size; valid: "),
         (["run", "-d", "-p", "80", "debian:12"], "alveole run: --publish '80': the host port is missing; valid: "),
-        (["run", "--isolation", "vm", "debian:12"], "alveole run: Invalid value for '--isolation': 'vm' is not one of"),
+        (["run", "--isolation", "jail", "debian:12"], "alveole run: Invalid value for '--isolation': 'jail' is not "),
         (["stop", "-t", "soon", "web"], "alveole stop: --time 'soon': not a time; valid: "),
         (["volume", "create", "-s", "x", "data"], "alveole volume create: --size 'x': not a size; valid: "),
         (["logs", "--since", "noon", "web"], "alveole logs: --since 'noon': not a time; valid: "),

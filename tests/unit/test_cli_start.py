@@ -73,7 +73,7 @@ def test_help_imports_no_verb() -> None:
 
 
 def test_the_shell_completes_verbs_without_importing_them(daemon: Double) -> None:
-    asked = {"_ALVEOLE_COMPLETE": "bash_complete", "COMP_WORDS": "alveole re", "COMP_CWORD": "1"}
+    asked = {"_ALVEOLE_COMPLETE": "bash_complete", "COMP_WORDS": "alveole res", "COMP_CWORD": "1"}
     loaded, out = modules(environment=asked)
     assert out.split() == ["plain,restart"]
     assert "alveole.cli.restart" not in loaded

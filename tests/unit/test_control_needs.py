@@ -147,7 +147,7 @@ async def test_disks_of_operating_systems_are_for_machines(tmp_path: Path) -> No
         recipe = Recipe(base="os", commands=(("true",),))
         with pytest.raises(AlveoleError, match="base image os is the disk") as refused:
             await images.build(world.context, "default", "x", recipe=recipe, directory="/", use_cache=True)
-        assert refused.value.code is ErrorCode.UNSUPPORTED
+        assert refused.value.code is ErrorCode.INVALID
         world.check()
 
 

@@ -16,6 +16,7 @@ from alveole.policy.lifecycle import (
     Action,
     Remove,
     Rest,
+    Sleep,
     Start,
     Stop,
     backoff,
@@ -167,6 +168,8 @@ def test_every_state_comes_to_rest(wanted: Instance, seen: InstanceStatus, code:
                 seen = seen.replace(phase=Phase.EXITED, exit_code=code, next_start_at=backoff(seen, now))
             case Stop():
                 running, seen = False, seen.replace(phase=Phase.EXITED, exit_code=code)
+            case Sleep():
+                running, seen = False, seen.replace(phase=Phase.ASLEEP)
             case Remove():
                 return
             case Rest(Phase.RUNNING):
@@ -211,3 +214,14 @@ def test_policies_disagree_only_as_documented(policy: Policy) -> None:
     restart = Restart(policy=policy)
     assert wants_restart(restart, status(exit_code=0)) == (policy in {"always", "unless-stopped"})
     assert wants_restart(restart, status(exit_code=1)) == (policy != "no")
+
+
+def test_sleep_is_decided_for_what_runs_and_only_once() -> None:
+    wanted = instance(Desired.ASLEEP)
+    awake = InstanceStatus(phase=Phase.RUNNING, run=wanted.run)
+    assert decide(wanted, awake, running=True, now=NOW) == Sleep()
+    asleep = awake.replace(phase=Phase.ASLEEP)
+    assert decide(wanted, asleep, running=False, now=NOW) == Rest(Phase.ASLEEP)
+    again = wanted.replace(desired=Desired.RUNNING, run=wanted.run + 1)
+    assert decide(again, asleep, running=False, now=NOW) == Start(restarts=0)
+    assert isinstance(decide(again.replace(desired=Desired.ASLEEP), awake, running=True, now=NOW), Stop)

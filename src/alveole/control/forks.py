@@ -3,7 +3,7 @@
 from alveole.control import instances, keys
 from alveole.control.commit import Context, Idempotency, Plan, absent, commit_operation, new_operation, put
 from alveole.control.query import resolve_instance
-from alveole.model.error import AlveoleError, ErrorCode, conflict, invalid, unsupported
+from alveole.model.error import AlveoleError, ErrorCode, conflict, invalid
 from alveole.model.instance import Desired, Instance, InstanceSpec, Origin, Phase, Placement
 from alveole.model.node import Node
 from alveole.model.operation import Operation
@@ -88,13 +88,13 @@ def _require_capturable(context: Context, source: Instance, what: str) -> Placem
     nodes = {entry.record.name: entry.record for entry in context.cache.table(keys.NODES)}
     node: Node | None = nodes.get(source.placement.node)
     if node is None or isolation not in node.forks:
-        raise unsupported(
+        raise conflict(
             f"a {isolation} cannot be {what} here: it shares its memory with nothing that could copy it",
             hint=f"choose --isolation vm, which can be {what}",
         )
     shared = next((mount.source for mount in source.spec.mounts if mount.kind != "tmpfs"), None)
     if shared is not None:
-        raise unsupported(
+        raise conflict(
             f"{source.name} has {shared} mounted, which is not part of what can be kept of it",
             hint=f"only an instance without volumes and shared directories can be {what}",
         )

@@ -15,7 +15,7 @@ from alveole.control.commit import (
     unchanged,
 )
 from alveole.control.query import task_node
-from alveole.model.error import conflict, not_found, unsupported
+from alveole.model.error import conflict, invalid, not_found
 from alveole.model.image import Image, Recipe
 from alveole.model.operation import Operation
 from alveole.model.reference import familiar, normalise
@@ -84,9 +84,10 @@ async def build(
             if base is None or base.record.content is None:
                 raise not_found(f"base image {recipe.base} does not exist", hint=f"alveole image pull {recipe.base}")
             if base.record.content.disk is not None:
-                raise unsupported(
+                raise invalid(
                     f"base image {recipe.base} is the disk of a whole operating system, which has no layers to add to",
                     hint="choose an image of layers as the base",
+                    field="recipe.base",
                 )
             params["base"] = base.record.content.model_dump(mode="json", exclude_none=True)
         return _plan_fetch(context, project, name, "image.build", params=params, deadline_s=BUILD_DEADLINE_S)
