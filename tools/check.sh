@@ -13,6 +13,6 @@ check ruff check --quiet
 check ruff format --check --quiet
 check mypy
 check lint-imports --no-logo
-check shellcheck tools/*.sh .ci/run
+check shellcheck tools/*.sh .ci/run src/alveole/runtime/qemu/guest/*
 
 ((${#failed[@]} == 0)) || { printf 'failed: %s\n' "${failed[@]}" >&2; exit 1; }
