@@ -74,9 +74,9 @@ def root_disks(daemon: Daemon) -> list[Path]:
 class Console:
     """`alveole console` in a terminal."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, name: str) -> None:
         self.ours, theirs = pty.openpty()
-        argv = daemon.argv("console", "os")
+        argv = daemon.argv("console", name)
         self.process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
         os.close(theirs)
         self.seen = b""
@@ -107,8 +107,8 @@ class Console:
 
 
 @contextmanager
-def console(daemon: Daemon) -> Iterator[Console]:
-    made = Console(daemon)
+def console(daemon: Daemon, name: str = "os") -> Iterator[Console]:
+    made = Console(daemon, name)
     try:
         yield made
     finally:
@@ -168,6 +168,38 @@ def test_it_reboots_and_powers_off_by_itself(system: Daemon) -> None:
         ended = system.wait_phase("os", "exited", BOOT_S)["status"]
         assert (ended["exit_code"], ended["reason"]) == (0, "powered off")
         assert terminal.process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_it_is_forked_and_sleeps(system: Daemon) -> None:
+    """Nothing inside takes part: what is logged in goes on, and each fork is reached at an address of its own."""
+    await_login(system)
+    original = (system.instance("os")["address"], 7)
+    until(lambda: asked(original), BOOT_S, "an answer of the original")
+    with console(system) as terminal:
+        terminal.log_in()
+        terminal.type(b"mine=a''lone\r")
+        terminal.expect(b"# ")
+    system.ok("fork", "--name", "twin", "os", timeout=60)
+    twin = (system.instance("twin")["address"], 7)
+    assert twin != original
+    for address in (original, twin):
+        until(lambda address=address: asked(address), BOOT_S, f"an answer of {address}")  # type: ignore[misc]
+    with console(system, "twin") as terminal:
+        terminal.expect(b"leaves it]")
+        terminal.type(b"echo still-$mine >>/root/name\r")
+        terminal.expect(b"# ")
+        assert terminal.leave() == 0
+    until(lambda: asked(twin) == ["os", "still-alone", "once"], BOOT_S, "what the session of the original knew")
+    assert asked(original) == ["os", "once"]
+
+    system.ok("sleep", "twin", timeout=60)
+    assert not asked(twin)
+    system.restart()
+    system.ok("wake", "twin", timeout=60)
+    until(lambda: asked(twin) == ["os", "still-alone", "once"], BOOT_S, "an answer after its sleep")
+    system.ok("rm", "-f", "twin", "os", timeout=60)
+    assert not root_disks(system)
 
 
 REFUSED = {

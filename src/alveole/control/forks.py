@@ -40,6 +40,11 @@ async def sleep(context: Context, project: str, ref: str, idempotency: Idempoten
 def _plan(context: Context, project: str, ref: str, *, name: str | None, moment: str | None) -> Plan[Operation]:
     source: Instance = resolve_instance(context.cache, project, ref).record
     placement = _require_capturable(context, source, "forked")
+    if source.is_system and source.spec.inside_address == "same":
+        raise conflict(
+            f"{source.name} is a whole operating system that sees its own address, which a fork of it would keep",
+            hint="run it without --inside-address same",
+        )
     name = name or instances.free_name(context, project, source.name)
     key = keys.instance(project, name)
     if context.cache.get(key) is not None:

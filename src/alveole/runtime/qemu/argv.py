@@ -30,7 +30,7 @@ KERNEL, INITRAMFS, MEMORY, DISKS, BINDS = "kernel", "initramfs", "memory", "disk
 
 _TRANSLATION_MIB = 64  # of TCG's translated code
 _CARD_SLOT, _ROOT_SLOT = 6, 7  # on the PCI bus
-_INCOMING = ("-S", "-incoming", "defer", "-global", "migration.send-configuration=off")
+INCOMING = ("-S", "-incoming", "defer", "-global", "migration.send-configuration=off")
 _STDIN, _STDOUT, _STDERR = 3, 4, 5
 # Its own standard streams are nobody's: those of the instance are passed on under other numbers, and a terminal is
 # made to pass every byte as it is.
@@ -67,7 +67,7 @@ def command(machine: Machine, *, incoming: bool) -> tuple[str, ...]:
 
     ``incoming``: it does not boot, but waits for the state that it goes on from.
     """
-    return (*launcher(machine), *shape(machine), *backends(machine), *(_INCOMING if incoming else ()))
+    return (*launcher(machine), *shape(machine), *backends(machine), *(INCOMING if incoming else ()))
 
 
 def launcher(machine: Machine) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Two files: the private pages of its memory, at their offsets in a sparse file, a
 goes on maps the same file as memory that the first had mapped, and has the same shape.
 
 xen-save-devices-state is the one command of QEMU's that saves devices without memory when memory is a private mapping;
-what it writes has no configuration section, so whoever loads it must not expect one (argv._INCOMING).
+what it writes has no configuration section, so whoever loads it must not expect one (argv.INCOMING).
 """
 
 import asyncio

@@ -112,6 +112,14 @@ class Furniture:
     binds: Mapping[str, Path]
 
 
+def own_memory(cell: Cell, memory: Path) -> Path:
+    """A name of its own for what it maps as memory, which others may remove under theirs."""
+    own = cell.directory / MEMORY
+    own.unlink(missing_ok=True)
+    own.hardlink_to(memory)
+    return own
+
+
 async def make_place(furniture: Furniture, machine: Machine, user: int) -> None:
     """The machine's own files. QEMU may write those that are its own, and make none: a link would be followed."""
     place = furniture.place

@@ -27,7 +27,7 @@ from alveole.host.process import run
 from alveole.host.qmp import connected
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
-from alveole.model.error import AlveoleError, conflict, internal, invalid, unsupported
+from alveole.model.error import AlveoleError, conflict, internal, invalid
 from alveole.runtime import bundle, execution
 from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recovered, State
 from alveole.runtime.faults import fault
@@ -38,7 +38,7 @@ from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, remove_place, user_of
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, own_memory, remove_place, user_of
 from alveole.runtime.qemu.system import Systems, is_system
 from alveole.runtime.qemu.template import MEMORY, STATE, Template, Templates, key_of
 from alveole.runtime.qemu.words import with_words
@@ -157,7 +157,7 @@ class QemuRuntime:
         boot = await self._boot.ensure()
         furniture = await self._furniture(cell, how, boot, machine)
         begin = await self._beginning(cell, machine, furniture, boot)
-        furniture = replace(furniture, memory=_own_memory(cell, begin.memory))
+        furniture = replace(furniture, memory=own_memory(cell, begin.memory))
         await make_place(furniture, machine, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
@@ -332,10 +332,8 @@ class QemuRuntime:
 
     async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
         found = await self._jail.recover(cell_id, directory, run_directory)
-        if found.handle and is_system(found.handle):
-            return found
         if found.state is State.RUNNING and found.handle:
-            if not _guest(found.handle).told().has_started:
+            if not is_system(found.handle) and not _guest(found.handle).told().has_started:
                 return replace(found, state=State.CREATED)
             with suppress(AlveoleError):  # it may just end
                 await capture.go_on(_place(run_directory), name=cell_id)  # a daemon that captured it may have died
@@ -381,8 +379,6 @@ class QemuRuntime:
     async def capture(
         self, handle: Handle, directory: Path, while_still: Callable[[], Awaitable[None]], *, go_on: bool
     ) -> Mapping[str, Any]:
-        if is_system(handle):
-            raise unsupported("a whole operating system cannot be forked", hint="run its image again")
         memory = Path(handle.directory, MEMORY)
         (directory / MEMORY).hardlink_to(memory)
         place = _place(Path(handle.run_directory))
@@ -408,14 +404,6 @@ async def _begin(handle: Handle, begin: Beginning, furniture: Furniture, *, stan
     await capture.load(handle.pid, furniture.memory, place, begin.state, begin.pages, name=handle.id)
     if not stand_still:
         await capture.go_on(place, name=handle.id)
-
-
-def _own_memory(cell: Cell, memory: Path) -> Path:
-    """A name of its own for what it maps as memory, which others may remove under theirs."""
-    own = cell.directory / MEMORY
-    own.unlink(missing_ok=True)
-    own.hardlink_to(memory)
-    return own
 
 
 async def _plug(machine: Machine, place: Path) -> None:

@@ -20,10 +20,11 @@ from alveole.model.base import Record
 from alveole.model.error import AlveoleError, internal, invalid, unsupported
 from alveole.runtime.base import Cell, Exit, Handle
 from alveole.runtime.oci import is_alive
-from alveole.runtime.qemu import system_argv
+from alveole.runtime.qemu import capture, system_argv
 from alveole.runtime.qemu.argv import MACHINE_TYPE, Machine
 from alveole.runtime.qemu.capture import monitor_socket
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, user_of
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, own_memory, user_of
+from alveole.runtime.qemu.template import MEMORY, STATE
 from alveole.runtime.qemu.words import with_words
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class About(Record):
     accelerator: str
     memory_mib: int
     cpus: int
+    goes_on: bool  # from a captured moment, instead of booting
 
 
 def is_system(handle: Handle) -> bool:
@@ -67,10 +69,14 @@ class Systems:
         self._empty_memory = empty_memory
 
     async def create(self, cell: Cell) -> Handle:
-        """Make its jail. QEMU does not run in it before it is started. What is left on failure, ``delete`` removes."""
+        """Make its jail. QEMU does not run in it before it is started, unless it goes on from a captured moment: then
+        it stands still there. What is left on failure, ``delete`` removes."""
         machine = await self._machine(cell)
         await in_thread(lambda: _check_boots(cell))
         furniture = await self._furniture(cell, machine)
+        if cell.origin is not None:
+            furniture = replace(furniture, memory=cell.origin / MEMORY)
+        furniture = replace(furniture, memory=own_memory(cell, furniture.memory))
         await make_place(furniture, machine, user_of(cell))
         owner = f"{user_of(cell)}:{user_of(cell)}"
         await run(["chown", owner, "--", *map(str, furniture.disks.values())], timeout_s=_TOOL_TIMEOUT_S)
@@ -79,12 +85,26 @@ class Systems:
             accelerator=machine.accelerator,
             memory_mib=machine.memory_mib,
             cpus=machine.cpus,
+            goes_on=cell.origin is not None,
         )
         (cell.directory / _RECORD).write_bytes(about.to_json())
         inside = jailed(cell, machine, furniture, incoming=False)
-        return await self._jail.create(
-            replace(inside, process=replace(inside.process, args=system_argv.command(machine)))
-        )
+        args = system_argv.command(machine, incoming=about.goes_on)
+        handle = await self._jail.create(replace(inside, process=replace(inside.process, args=args)))
+        if cell.origin is not None:
+            await self._jail.start(handle)
+            try:
+                await capture.load(
+                    handle.pid,
+                    furniture.memory,
+                    furniture.place,
+                    cell.origin / STATE,
+                    cell.origin / "pages",
+                    name=cell.id,
+                )
+            except AlveoleError as error:
+                raise with_words(error, furniture.place) from error
+        return handle
 
     async def _machine(self, cell: Cell) -> Machine:
         if cell.card is None or cell.root_disk is None or cell.seed_disk is None:
@@ -125,9 +145,10 @@ class Systems:
 
     async def start(self, handle: Handle) -> None:
         """Returns when QEMU runs. Raises INTERNAL with its own words if it ended instead."""
-        await self._jail.start(handle)
+        if not _about(handle).goes_on:
+            await self._jail.start(handle)
         place = _place(Path(handle.run_directory))
-        answer = asyncio.ensure_future(_ask(handle, "query-status"))
+        answer = asyncio.ensure_future(_ask(handle, "cont"))
         end = asyncio.ensure_future(pidfd.wait_ended(handle.pid, handle.pid_started))
         try:
             await asyncio.wait({answer, end}, return_when=asyncio.FIRST_COMPLETED)
@@ -192,6 +213,10 @@ def _check_boots(cell: Cell) -> None:
 async def _ask(handle: Handle, command: str) -> None:
     async with connected(monitor_socket(_place(Path(handle.run_directory))), handle.id) as monitor:
         await monitor.execute(command)
+
+
+def _about(handle: Handle) -> About:
+    return About.from_json(Path(handle.directory, _RECORD).read_bytes())
 
 
 def _place(run_directory: Path) -> Path:

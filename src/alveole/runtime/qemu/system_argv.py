@@ -4,7 +4,7 @@ It differs from a machine that runs an OCI image (argv.py) in what it boots: its
 plugged in later, and nothing inside is ours: it is told of by its serial console alone.
 """
 
-from alveole.runtime.qemu.argv import DISKS, PLACE, Machine, Part, backends, base, launcher, memory
+from alveole.runtime.qemu.argv import DISKS, INCOMING, PLACE, Machine, Part, backends, base, launcher, memory
 
 SEED = Part(name="seed", read_only=True, is_disk=True)
 """The disk that a system reads at its first boot."""
@@ -18,14 +18,18 @@ def boots_by_bios(sector: bytes) -> bool:
     return sector[_SECTOR_BYTES - 2 : _SECTOR_BYTES] == _SIGNATURE and any(sector[:_CODE_BYTES])
 
 
-def command(machine: Machine) -> tuple[str, ...]:
-    """What runs in the jail: QEMU, its serial port on the jail's terminal."""
+def command(machine: Machine, *, incoming: bool) -> tuple[str, ...]:
+    """What runs in the jail: QEMU, its serial port on the jail's terminal.
+
+    ``incoming``: it does not boot, but waits for the state that it goes on from.
+    """
     return (
         *launcher(machine),
         *base(machine),
         *memory(machine),
         *_devices(machine),
         *backends(machine),
+        *(INCOMING if incoming else ()),
     )
 
 
