@@ -187,3 +187,8 @@ def test_what_is_accepted_here_is_accepted_there(options: dict[str, Any], comman
     """Whatever was typed, the user hears of it here by the name of the flag, or the API's model takes it."""
     with suppress(BadValueError):
         spec(command=command, **options)
+
+
+def test_what_a_machine_is_run_by() -> None:
+    assert spec(accelerator="tcg", no_template=True) == {"image": "debian:12", "accelerator": "tcg", "template": False}
+    assert "template" not in spec(no_template=False)

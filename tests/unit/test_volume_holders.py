@@ -35,6 +35,9 @@ class MachineRuntime(FakeRuntime):
         self.mounts[cell.id] = cell.mounts
         return await super().create(cell)
 
+    def describe(self, handle: Handle) -> dict[str, Any]:
+        return {"kernel": f"of {handle.id}"}
+
 
 @asynccontextmanager
 async def with_machines(root: Path, **fields: Any) -> AsyncIterator[tuple[World, dict[str, tuple[CellMount, ...]]]]:

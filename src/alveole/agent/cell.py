@@ -108,4 +108,6 @@ def build_cell(
         origin=origin,
         seed_disk=seed_disk,
         card=attachment.card,
+        template=instance.spec.template,
+        accelerator=instance.spec.accelerator,
     )

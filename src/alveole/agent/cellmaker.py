@@ -219,6 +219,11 @@ def _refuse_impossible(instance: Instance, capabilities: frozenset[Capability]) 
         raise unsupported(
             f"a {isolation} always sees its own address", hint="leave out --inside-address, or choose isolation vm"
         )
+    if (instance.spec.accelerator or not instance.spec.template) and Capability.MACHINE not in capabilities:
+        raise unsupported(
+            f"a {isolation} has no machine to accelerate or to boot",
+            hint="leave out --accel and --no-template, or choose isolation vm",
+        )
     if _limits_io(instance) and Capability.IO_LIMITS not in capabilities:
         raise unsupported(
             f"the disk I/O of a {isolation} cannot be limited",

@@ -258,6 +258,7 @@ class Keeper:
             started_at=self._engine.clock.now(),
             restarts=restarts,
             health=Health.STARTING if instance and cellmaker.health_check(instance) else None,
+            machine=self._machine(),
         )
         self._remember(status, starting=False, has_begun=True, asleep=False)
         await cellmaker.forget_origin(self._engine, self.id)
@@ -401,6 +402,11 @@ class Keeper:
     @property
     def _runtime(self) -> Any:
         return self._engine.runtimes[self.local.runtime]
+
+    def _machine(self) -> dict[str, Any] | None:
+        if self.local.handle is None or Capability.MACHINE not in self._runtime.capabilities:
+            return None
+        return dict(self._runtime.describe(self.local.handle))
 
     def _remember(self, status: InstanceStatus, **fields: Any) -> None:
         """On a full disk the older record stays: the next daemon concludes the rest from what it finds."""

@@ -10,6 +10,10 @@ from alveole.cli.context import BadValueError
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 _MEMORY_LEAST_BYTES = 4 << 20
 _HEALTH_FLAGS = ("health_interval", "health_timeout", "health_retries", "health_start_period")
+_SWITCHES = {
+    **{name: (name, True) for name in ("tty", "stdin", "read_only", "remove_on_exit")},
+    "no_template": ("template", False),
+}
 
 
 def instance_spec(
@@ -23,12 +27,12 @@ def instance_spec(
     if not image:
         raise BadValueError("IMAGE", image, "is empty", "an image's name, such as debian:12")
     spec: dict[str, Any] = {"image": image}
-    for name in ("user", "network", "inside_address", "isolation", "pull", "stop_signal", "user_data"):
+    for name in ("user", "network", "inside_address", "accelerator", "isolation", "pull", "stop_signal", "user_data"):
         if options.get(name):
             spec[name] = options[name]
-    for name in ("tty", "stdin", "read_only", "remove_on_exit"):
-        if options.get(name):
-            spec[name] = True
+    for flag, (name, value) in _SWITCHES.items():
+        if options.get(flag):
+            spec[name] = value
     spec |= _process(command, options, caller)
     spec |= _lists(options)
     if keys := [key for content in options.get("ssh_keys", ()) for key in values.public_keys("--ssh-key", content)]:

@@ -52,6 +52,13 @@ _OPTIONS = (
         type=click.Choice(["constant", "same"]),
         help="What a vm sees as its address: the one all have, or the one it is reached at.",
     ),
+    click.option(
+        "--accel",
+        "accelerator",
+        type=click.Choice(["kvm", "tcg"]),
+        help="What runs a vm's kernel: the processor, or QEMU; as measured if not given.",
+    ),
+    click.option("--no-template", is_flag=True, help="Boot a vm, instead of going on from a template."),
     _one("-m", "--memory", metavar="SIZE", text="Most memory, such as 512m."),
     _one("--cpus", metavar="NUMBER", text="Most processors, such as 1.5.", kind=float),
     _one("--pids-limit", metavar="NUMBER", text="Most processes and threads; -1 for no limit.", kind=int),

@@ -88,6 +88,8 @@ class InstanceSpec(Record):
     attach: bool = False  # start only once a client is attached (within 10 s), so that it misses no output
     network: str = "default"  # a network's name, or host | none
     inside_address: Literal["constant", "same"] = "constant"  # vm only: what a machine sees as its own address
+    accelerator: Literal["", "kvm", "tcg"] = ""  # vm only: what runs its kernel's code; empty: as measured
+    template: bool = True  # vm only: it goes on from a template; else it boots
     ports: tuple[Port, ...] = ()
     mounts: tuple[Mount, ...] = ()
     resources: Resources = Resources()
@@ -148,6 +150,7 @@ class InstanceStatus(Record):
     next_start_at: Timestamp | None = None
     health: Health | None = None
     health_output: str = ""
+    machine: AnyMap | None = None  # of a vm, as it was started last: its type, kernel, accelerator, template ...
     error: AnyMap | None = None  # code, message, hint
 
 

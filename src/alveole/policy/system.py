@@ -25,6 +25,7 @@ def check_system(spec: InstanceSpec) -> None:
         (bool(spec.cap_add), "--cap-add", "spec.cap_add", "its root has all of its own kernel"),
         (bool(spec.cap_drop), "--cap-drop", "spec.cap_drop", "its root has all of its own kernel"),
         (spec.read_only, "--read-only", "spec.read_only", _ITS_OWN),
+        (not spec.template, "--no-template", "spec.template", "leave it out: a system always boots"),
         (spec.stop_signal is not None, "--stop-signal", "spec.stop_signal", "it is stopped by its power button"),
         (spec.resources.pids != Resources().pids, "--pids-limit", "spec.resources.pids", _ITS_OWN),
     )

@@ -101,6 +101,7 @@ class Cell:
     seed_disk: Path | None = None  # a machine's whose root disk is a whole operating system: what that is told
     card: Card | None = None  # a machine's
     template: bool = True  # a machine's: it goes on from a template instead of booting
+    accelerator: str = ""  # a machine's: kvm | tcg; empty: as measured
     origin: Path | None = None  # what ``capture`` wrote: it goes on from there, as another instance
 
 
@@ -193,6 +194,14 @@ class Runtime(Protocol):
 
     async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
         """Called after ``log_path`` was renamed away: go on in a new file."""
+        ...
+
+
+class Describing(Protocol):
+    """What a Runtime with Capability.MACHINE can tell beyond."""
+
+    def describe(self, handle: Handle) -> Mapping[str, Any]:
+        """Type, accelerator, processor, memory and kernel of the machine. Reads a small file."""
         ...
 
 

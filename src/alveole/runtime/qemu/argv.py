@@ -14,6 +14,9 @@ PROGRAM = "qemu-system-x86_64"
 MACHINE_TYPE = "pc-i440fx-10.0"
 """Versioned: what the guest sees stays the same when QEMU is upgraded."""
 
+PROCESSOR = "max"
+"""All that the accelerator can offer on this host."""
+
 PLACE = "/machine"
 """Where the jail holds what is this machine's own: files below are named here for both sides."""
 
@@ -105,7 +108,7 @@ def base(machine: Machine) -> tuple[str, ...]:
     return (
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"{MACHINE_TYPE},usb=off,vmport=off,memory-backend=memory"),
-        *("-accel", accelerator, "-cpu", "max", "-smp", str(machine.cpus)),
+        *("-accel", accelerator, "-cpu", PROCESSOR, "-smp", str(machine.cpus)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-action", "panic=exit-failure", "-rtc", "base=utc,clock=host"),
     )

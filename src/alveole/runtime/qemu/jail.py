@@ -39,7 +39,8 @@ OVERHEAD_BYTES = 256 << 20
 _PLACE_BYTES = 8 << 20  # what the guest can write there: status, console
 _PROGRAMS = tuple(Path(name) for name in ("/usr", "/bin", "/lib", "/lib64"))
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-_TUN, _KVM = Path("/dev/net/tun"), Path("/dev/kvm")
+_TUN = Path("/dev/net/tun")
+KVM = Path("/dev/kvm")
 _THREADS = 256
 
 
@@ -62,7 +63,7 @@ class Jail(OciRuntime):
         linux = config["linux"]
         if cell.network_namespace is None:
             linux["namespaces"].append({"type": "network"})
-        nodes = {_TUN: _TUN, **({_KVM: self._kvm_node(cell)} if "kvm" in cell.process.args else {})}
+        nodes = {_TUN: _TUN, **({KVM: self._kvm_node(cell)} if "kvm" in cell.process.args else {})}
         config["mounts"] += [_device(path, node) for path, node in nodes.items()]
         linux["resources"]["devices"] += [_rule(path) for path in nodes]
         return config
@@ -71,7 +72,7 @@ class Jail(OciRuntime):
         """One of the machine's user: groups of the host, such as the one that may use KVM, are nobody inside."""
         node = cell.directory / "kvm"
         if not node.exists():
-            os.mknod(node, 0o600 | stat.S_IFCHR, _KVM.stat().st_rdev)
+            os.mknod(node, 0o600 | stat.S_IFCHR, KVM.stat().st_rdev)
             os.chown(node, user_of(cell), user_of(cell))
         return node
 

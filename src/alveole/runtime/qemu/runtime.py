@@ -27,18 +27,28 @@ from alveole.host.process import run
 from alveole.host.qmp import connected
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
-from alveole.model.error import AlveoleError, conflict, internal, invalid
+from alveole.model.error import AlveoleError, conflict, internal, invalid, unsupported
 from alveole.runtime import bundle, execution
 from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recovered, State
 from alveole.runtime.faults import fault
 from alveole.runtime.oci import is_alive, reason_of
 from alveole.runtime.qemu import build_template, capture, seed
-from alveole.runtime.qemu.argv import MACHINE_TYPE, PROGRAM, Machine, Part, plug, shape
+from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, PROGRAM, Machine, Part, plug, shape
 from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, own_memory, remove_place, user_of
+from alveole.runtime.qemu.jail import (
+    KVM,
+    Furniture,
+    Jail,
+    jailed,
+    make_place,
+    make_root,
+    own_memory,
+    remove_place,
+    user_of,
+)
 from alveole.runtime.qemu.system import Systems, is_system
 from alveole.runtime.qemu.template import MEMORY, STATE, Template, Templates, key_of
 from alveole.runtime.qemu.words import with_words
@@ -59,6 +69,7 @@ class About(Record):
 
     machine_type: str
     accelerator: str
+    processor: str
     memory_mib: int
     cpus: int
     kernel: str
@@ -92,7 +103,7 @@ class QemuRuntime:
         self._version = ""
         self.templates = Templates(state / "templates")
         self._templates_run = run_directory / "t"
-        self._systems = Systems(self._jail, run_directory, self.accelerator, self._empty_memory)
+        self._systems = Systems(self._jail, run_directory, self._accelerator_of, self._qemu, self._empty_memory)
 
     @property
     def name(self) -> str:
@@ -132,6 +143,11 @@ class QemuRuntime:
         if not self._accelerator:
             self._accelerator = "kvm" if (await kvm()).status is Status.OK else "tcg"
         return self._accelerator
+
+    async def _accelerator_of(self, cell: Cell) -> str:
+        if cell.accelerator == "kvm" and not KVM.exists():
+            raise unsupported("this host has no /dev/kvm", hint="leave out --accel: QEMU interprets the machine then")
+        return cell.accelerator or await self.accelerator()
 
     async def _qemu(self) -> str:
         if not self._version:
@@ -193,7 +209,7 @@ class QemuRuntime:
             id=cell.id,
             memory_mib=memory_bytes >> 20,
             cpus=max(1, math.ceil(cell.resources.cpus or 1)),
-            accelerator=await self.accelerator(),
+            accelerator=await self._accelerator_of(cell),
             card=cell.card,
             tty=cell.process.tty,
             stdin=cell.process.stdin,
@@ -250,6 +266,7 @@ class QemuRuntime:
         about = About(
             machine_type=MACHINE_TYPE,
             accelerator=machine.accelerator,
+            processor=PROCESSOR,
             memory_mib=machine.memory_mib,
             cpus=machine.cpus,
             kernel=boot.kernel.version,
@@ -301,6 +318,11 @@ class QemuRuntime:
         if (words := told.failure) is not None:
             about = _about(handle)
             raise fault(self.name, words, about.args, about.workdir)
+
+    def describe(self, handle: Handle) -> Mapping[str, Any]:
+        if is_system(handle):
+            return self._systems.describe(handle)
+        return _about(handle).model_dump(exclude={"args", "workdir", "control_address"})
 
     async def signal(self, handle: Handle, signal: int) -> None:
         if is_system(handle):

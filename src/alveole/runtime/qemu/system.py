@@ -7,9 +7,10 @@ import asyncio
 import logging
 import math
 import signal as signals
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from alveole.host import pidfd
 from alveole.host.blocking import in_thread
@@ -21,7 +22,7 @@ from alveole.model.error import AlveoleError, internal, invalid, unsupported
 from alveole.runtime.base import Cell, Exit, Handle
 from alveole.runtime.oci import is_alive
 from alveole.runtime.qemu import capture, system_argv
-from alveole.runtime.qemu.argv import MACHINE_TYPE, Machine
+from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, Machine
 from alveole.runtime.qemu.capture import monitor_socket
 from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, own_memory, user_of
 from alveole.runtime.qemu.template import MEMORY, STATE
@@ -43,8 +44,10 @@ class About(Record):
 
     machine_type: str
     accelerator: str
+    processor: str
     memory_mib: int
     cpus: int
+    qemu: str
     goes_on: bool  # from a captured moment, instead of booting
 
 
@@ -59,13 +62,15 @@ class Systems:
         self,
         jail: Jail,
         run_directory: Path,
-        accelerator: Callable[[], Awaitable[str]],
+        accelerator: Callable[[Cell], Awaitable[str]],
+        version: Callable[[], Awaitable[str]],
         empty_memory: Callable[[int], Path],
     ) -> None:
-        """``empty_memory`` gives a file of so many MiB that reads as zeros; it blocks."""
+        """``version`` is QEMU's; ``empty_memory`` gives a file of so many MiB that reads as zeros; it blocks."""
         self._jail = jail
         self._run_directory = run_directory
         self._accelerator = accelerator
+        self._version = version
         self._empty_memory = empty_memory
 
     async def create(self, cell: Cell) -> Handle:
@@ -83,8 +88,10 @@ class Systems:
         about = About(
             machine_type=MACHINE_TYPE,
             accelerator=machine.accelerator,
+            processor=PROCESSOR,
             memory_mib=machine.memory_mib,
             cpus=machine.cpus,
+            qemu=await self._version(),
             goes_on=cell.origin is not None,
         )
         (cell.directory / _RECORD).write_bytes(about.to_json())
@@ -120,7 +127,7 @@ class Systems:
             id=cell.id,
             memory_mib=memory_bytes >> 20,
             cpus=max(1, math.ceil(cell.resources.cpus or 1)),
-            accelerator=await self._accelerator(),
+            accelerator=await self._accelerator(cell),
             card=cell.card,
             tty=True,
             stdin=True,
@@ -142,6 +149,10 @@ class Systems:
     @staticmethod
     def forget(directory: Path) -> None:
         (directory / _RECORD).unlink(missing_ok=True)
+
+    @staticmethod
+    def describe(handle: Handle) -> Mapping[str, Any]:
+        return _about(handle).model_dump(exclude={"goes_on"})
 
     async def start(self, handle: Handle) -> None:
         """Returns when QEMU runs. Raises INTERNAL with its own words if it ended instead."""
