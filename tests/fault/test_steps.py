@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fault.conftest import MakeVictim, finish
-from tests.fault.host import SETTLE_S, Service, Victim, fill, same_census, send
+from tests.fault.host import KEPT, SETTLE_S, Service, Victim, fill, same_census, send, warm
 from tests.integration.daemon import until
 from tests.registry import running_registry
 
@@ -76,7 +76,8 @@ Ask = Callable[[World], Any]
 
 ORDINARY = frozenset(
     [
-        *("run", "run a sandbox", "run without its program", "stop", "rm -f", "end and begin again"),
+        *("run", "run a sandbox", "run a machine", "run without its program", "stop", "rm -f", "end and begin again"),
+        *("fork", "sleep"),
         *("volume create", "volume rm", "image import", "image pull", "image build", "image rm"),
     ]
 )
@@ -119,11 +120,15 @@ def run(isolation: str = "container", **changes: Any) -> Ask:
     return begin
 
 
-def have(isolation: str = "container", *, stopped: bool = False, **changes: Any) -> Ask:
+def have(isolation: str = "container", *, stopped: bool = False, asleep: bool = False, **changes: Any) -> Ask:
     def prepare(world: World) -> None:
+        if isolation == "vm":
+            warm_world(world)
         world.victim.outcome(run(isolation, **changes)(world))
         if stopped:
             world.victim.done("POST", "/v1/instances/target/stop", {"grace_s": 0})
+        if asleep:
+            world.victim.done("POST", "/v1/instances/target/sleep", {})
 
     return prepare
 
@@ -138,6 +143,13 @@ def phase(wanted: str) -> Callable[[World], bool]:
 
 def named(plural: str, name: str, *, there: bool) -> Callable[[World], bool]:
     return lambda world: any(name in found for found in world.victim.names(plural)) == there
+
+
+def warm_world(world: World) -> None:
+    """Machines go on from a template; it is made once."""
+    if not any((world.victim.state / "qemu/templates").glob("*")):
+        warm(world.victim)
+        world.census = world.victim.census()
 
 
 def make_volume(world: World) -> None:
@@ -162,6 +174,9 @@ def end_process(world: World) -> None:
     send(world.target.pid or 0, signal.SIGKILL)
 
 
+# What is kept of a machine does not include volumes.
+_SERVE = f"mkdir -p /d; printf {KEPT} > /d/{KEPT}; exec httpd -f -p 80 -h /d"
+_ALONE: dict[str, Any] = {"mounts": [], "command": ["sh", "-c", _SERVE]}
 _STOP = (*steps("stop", "signal", "kill"), *steps("stop", *_UNMAKE))
 _START = steps("start", *_MAKE, "start")
 _REMOVE = (*steps("remove", *_UNMAKE[:3]), "remove:files")
@@ -169,6 +184,7 @@ _FAILED = frozenset({"failed"})
 ACTIONS = (
     Action("run", _START, run(), after=phase("running")),
     Action("run a sandbox", _START, run("sandbox"), after=phase("running")),
+    Action("run a machine", _START, run("vm"), warm_world, after=phase("running")),
     Action(
         "run without its bind",
         (*steps("start", *_MAKE[:3], "mounts!", *_UNMAKE), *_REMOVE),
@@ -191,6 +207,13 @@ ACTIONS = (
         have("sandbox"),
         phase("exited"),
     ),
+    Action(
+        "stop a machine",
+        _STOP,
+        ask("POST", "/v1/instances/target/stop", {"grace_s": 0.2}),
+        have("vm"),
+        phase("exited"),
+    ),
     Action("start", _START, ask("POST", "/v1/instances/target/start", {}), have(stopped=True), phase("running")),
     Action(
         "restart",
@@ -206,6 +229,43 @@ ACTIONS = (
         ask("DELETE", "/v1/instances/target?force=true"),
         have(),
         phase("gone"),
+    ),
+    Action(
+        "rm -f a machine",
+        (*steps("stop", "kill", *_UNMAKE), *_REMOVE),
+        ask("DELETE", "/v1/instances/target?force=true"),
+        have("vm"),
+        phase("gone"),
+    ),
+    Action(
+        "fork",
+        steps("start", "image", "network", "capture", "root", "mounts", "create", "start"),
+        ask("POST", "/v1/instances/target/fork", {"name": "twin"}),
+        have("vm", **_ALONE),
+        lambda world: (
+            [i["status"]["phase"] for i in world.victim.items("instances") if i["name"] == "twin"] == ["running"]
+        ),
+    ),
+    Action(
+        "sleep",
+        (*steps("sleep", "capture"), *steps("sleep", *_UNMAKE)),
+        ask("POST", "/v1/instances/target/sleep", {}),
+        have("vm", **_ALONE),
+        phase("asleep"),
+    ),
+    Action(
+        "wake",
+        _START,
+        ask("POST", "/v1/instances/target/start", {}),
+        have("vm", asleep=True, **_ALONE),
+        phase("running"),
+    ),
+    Action(
+        "recreate",
+        (*steps("stop", "kill", "delete"), *steps("start", *_MAKE[:2], "renew", *_MAKE[2:], "start")),
+        ask("POST", "/v1/instances/target/recreate", {}),
+        have(),
+        phase("running"),
     ),
     Action(
         "end and begin again",

@@ -19,7 +19,7 @@ from alveole.model.instance import Origin
 from alveole.runtime.base import Capturing, Handle, Runtime
 from alveole.volume.base import VolumeDriver
 
-KEPT_S = 20.0
+KEPT_S = 5.0
 
 
 class Captures:
