@@ -25,6 +25,8 @@ PROGRAMS = frozenset(
         "registry",
         "skopeo",
         "mmdebstrap",
+        "qemu-system-x86_64",
+        "qemu-system-x86",  # the same as the kernel names it, which knows 15 characters
     ]
 )
 """Programs that run because of Alveole or its tests."""

@@ -14,6 +14,7 @@ def test_difference_names_what_appeared_and_vanished() -> None:
 def test_program_is_known_by_name_module_or_script() -> None:
     for argv in (
         ["/usr/bin/conmon", "-c", "x"],
+        ["qemu-system-x86_64", "-name", "x"],
         ["python3", "-m", "alveole.entry"],
         ["python3", "/v/bin/alveole"],
     ):

@@ -21,6 +21,9 @@ _OPTIONS = (
     "RequestTTY=auto",
     "EscapeChar=none",
 )
+# A connection does not notice that nobody is at its other end: the kernel ends it with the process namespace of the
+# machine, and with the daemon.
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig=KILL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +47,10 @@ class GuestLauncher:
         await self.guest.send(f"command {self.name} {len(content)}", content)
 
     def argv(self, *, tty: bool) -> tuple[str, ...]:
+        namespaces = f"/proc/{self.machine_pid}/ns"
         return (
-            *("nsenter", f"--net=/proc/{self.machine_pid}/ns/net"),
-            *("ssh", "-F", "/dev/null", "-i", str(self.key), "-tt" if tty else "-T"),
+            *(*_DIE_WITH_PARENT, "nsenter", f"--net={namespaces}/net", f"--pid={namespaces}/pid"),
+            *(*_DIE_WITH_PARENT, "ssh", "-F", "/dev/null", "-i", str(self.key), "-tt" if tty else "-T"),
             *(word for option in _OPTIONS for word in ("-o", option)),
             *(f"root@{self.address}", f"run-command {self.name}"),
         )
