@@ -58,6 +58,16 @@ def test_json_holds_every_field(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert json.loads(capsys.readouterr().out) == [{**expected, "fix": "", "command": ""}]
 
 
+def test_machines_are_booted_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def machine_findings() -> tuple[Finding, ...]:
+        return (missing(),)
+
+    monkeypatch.setattr(doctor, "machine_findings", machine_findings)
+    answering(monkeypatch, (FINE,), (FINE,))
+    assert doctor.main() == 0
+    assert doctor.main(selftest=True) == 1
+
+
 def test_fix_runs_the_commands_and_looks_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One command that fails neither stops the next nor raises."""
     made = tmp_path / "made"

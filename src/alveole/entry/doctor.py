@@ -13,19 +13,29 @@ from pathlib import Path
 from alveole.host.probe.finding import Finding, Status
 from alveole.host.probe.survey import host_findings
 from alveole.host.process import run
+from alveole.runtime.qemu.selftest import machine_findings
 
 DEFAULT_STATE = Path("/var/lib/alveole")
 FIX_DEADLINE_S = 600.0  # installing packages
 
 
-def main(format: str = "table", fix: bool = False, state: Path = DEFAULT_STATE) -> int:  # noqa: A002
+def main(
+    format: str = "table",  # noqa: A002
+    fix: bool = False,
+    state: Path = DEFAULT_STATE,
+    *,
+    selftest: bool = False,
+) -> int:
     """Print the findings as ``table`` or ``json``; with ``fix``, first run the commands that set things right.
 
-    Returns 1 if something that Alveole cannot work without is missing.
+    With ``selftest`` machines are booted too. Returns 1 if something that Alveole cannot work without is missing, or
+    machines were to boot and none did.
     """
     findings = asyncio.run(host_findings(state))
     if fix and _apply(findings):
         findings = asyncio.run(host_findings(state))
+    if selftest:
+        findings = (*findings, *asyncio.run(machine_findings()))
     print(as_json(findings) if format == "json" else as_table(findings, shutil.get_terminal_size((100, 24)).columns))
     return 1 if lacking(findings) else 0
 

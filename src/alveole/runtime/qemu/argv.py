@@ -104,11 +104,16 @@ def backends(machine: Machine) -> tuple[str, ...]:
 
 def base(machine: Machine) -> tuple[str, ...]:
     """The board, its processors, and what QEMU may do."""
-    accelerator = f"tcg,thread=multi,tb-size={_TRANSLATION_MIB}" if machine.accelerator == "tcg" else "kvm"
+    return board(machine.accelerator, machine.cpus)
+
+
+def board(accelerator: str, cpus: int) -> tuple[str, ...]:
+    """The same for the machine of no instance. The object "memory" has still to be given."""
+    how = f"tcg,thread=multi,tb-size={_TRANSLATION_MIB}" if accelerator == "tcg" else accelerator
     return (
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"{MACHINE_TYPE},usb=off,vmport=off,memory-backend=memory"),
-        *("-accel", accelerator, "-cpu", PROCESSOR, "-smp", str(machine.cpus)),
+        *("-accel", how, "-cpu", PROCESSOR, "-smp", str(cpus)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-action", "panic=exit-failure", "-rtc", "base=utc,clock=host"),
     )
@@ -123,11 +128,15 @@ def memory(machine: Machine) -> tuple[str, ...]:
 
 def _guest_system(machine: Machine) -> tuple[str, ...]:
     card = machine.card
-    parameters = (
-        "console=ttyS0 quiet panic=-1 tsc=unstable no_timer_check random.trust_cpu=on mitigations=off "
-        f"control_address={card.control_address} control_gateway={card.control_gateway} gateway_mac={card.gateway_mac}"
-    )
+    parameters = kernel_parameters(card.control_address, card.control_gateway, card.gateway_mac)
     return ("-kernel", f"{PLACE}/{KERNEL}", "-initrd", f"{PLACE}/{INITRAMFS}", "-append", parameters)
+
+
+def kernel_parameters(control_address: str, control_gateway: str, gateway_mac: str) -> str:
+    return (
+        "console=ttyS0 quiet panic=-1 tsc=unstable no_timer_check random.trust_cpu=on mitigations=off "
+        f"control_address={control_address} control_gateway={control_gateway} gateway_mac={gateway_mac}"
+    )
 
 
 def _channels(machine: Machine) -> tuple[str, ...]:
