@@ -183,6 +183,16 @@ def test_bind_mount_of_one_file(daemon: Daemon, isolation: str, tmp_path: Path) 
     assert daemon.ok("run", "--rm", *flags, "busybox", "cat", "/etc/app/conf") == "setting"
 
 
+def test_a_machine_refuses_files_that_it_could_not_share(daemon: Daemon, tmp_path: Path) -> None:
+    """It gets a copy of a single file; what that cannot mean is refused by name."""
+    file = tmp_path / "conf"
+    file.write_text("setting")
+    flags = ("run", "--rm", "--isolation", "vm")
+    assert "what it writes would be lost" in daemon.fails(*flags, "-v", f"{file}:/conf", "busybox", "true")
+    file.write_bytes(bytes(2 << 20))
+    assert "is larger than the 1 MiB" in daemon.fails(*flags, "-v", f"{file}:/conf:ro", "busybox", "true")
+
+
 def test_tmpfs_by_mount_flag(inside: Inside) -> None:
     said = inside("grep ' /t ' /proc/mounts; df -k /t | tail -1", "--mount", "type=tmpfs,target=/t,tmpfs-size=4m")
     assert "tmpfs" in said

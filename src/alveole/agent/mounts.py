@@ -8,11 +8,11 @@ from alveole.agent.engine import Engine
 from alveole.agent.holders import Holder
 from alveole.host import mount
 from alveole.model.agent import InstanceAssignment
-from alveole.model.error import invalid, not_found
+from alveole.model.error import invalid, not_found, unsupported
 from alveole.model.instance import Mount
 from alveole.model.volume import Volume
 from alveole.network.base import Attachment
-from alveole.runtime.base import Capability, CellMount
+from alveole.runtime.base import COPIED_FILE_BYTES, Capability, CellMount
 
 
 async def ensure_mounts(
@@ -34,12 +34,28 @@ async def ensure_mounts(
             found.append(CellMount(target=wanted.target, source=disk, disk=True, read_only=wanted.read_only))
             continue
         source = await _source(engine, assignment, wanted)
+        if machine and source.is_file():
+            _require_copyable(source, wanted, assignment.instance.spec.isolation)
         if namespace is not None:
             place = engine.paths.volatile(assignment.instance.id) / "m" / str(index)
             await mount.bind_idmapped(source, place, namespace, read_only=wanted.read_only, recursive=False)
             source = place
         found.append(CellMount(target=wanted.target, source=source, read_only=wanted.read_only))
     return tuple(found)
+
+
+def _require_copyable(file: Path, wanted: Mount, isolation: str) -> None:
+    """A machine gets the content of a single file when it starts."""
+    if not wanted.read_only:
+        raise unsupported(
+            f"a {isolation} gets a copy of the single file {file}: what it writes would be lost",
+            hint="mount it read-only (:ro), or the directory that holds it",
+        )
+    if file.stat().st_size > COPIED_FILE_BYTES:
+        raise unsupported(
+            f"{file} is larger than the {COPIED_FILE_BYTES >> 20} MiB of a single file that a {isolation} can be given",
+            hint="mount the directory that holds it",
+        )
 
 
 def hold_volumes(engine: Engine, assignment: InstanceAssignment) -> None:

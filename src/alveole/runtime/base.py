@@ -38,6 +38,10 @@ class Ids:
     size: int = 65536
 
 
+COPIED_FILE_BYTES = 1 << 20
+"""The largest single file that a machine can be given: it gets the content, once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellMount:
     """A host path (already id-mapped where that is needed) or a tmpfs, seen at ``target`` inside."""

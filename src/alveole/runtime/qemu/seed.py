@@ -14,7 +14,7 @@ from typing import Any
 
 from alveole.model.instance import Resources
 from alveole.runtime import bundle
-from alveole.runtime.base import Card, Cell, CellMount
+from alveole.runtime.base import COPIED_FILE_BYTES, Card, Cell, CellMount
 
 ROOT = "/instance/root"
 # Who a system is to others: two that have the same would be taken for one.
@@ -24,7 +24,6 @@ _RENEW_FILES = (
     "crun --root /run/crun --cgroup-manager=cgroupfs exec instance ssh-keygen -A; fi",
 )
 _SEED = "/run/seed"
-_FILE_LIMIT_BYTES = 1 << 20  # of a file that is passed in the seed: those that Alveole writes are far smaller
 _ENGINE = bundle.Engine(host_kernel=True, read_only_option="rro")
 _LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
@@ -83,7 +82,7 @@ def make_renewal(cell: Cell, how: Plan, *, public_key: str) -> bytes:
 def _read(mount: CellMount) -> bytes:
     assert mount.source is not None  # noqa: S101  (of a Plan's files)
     with mount.source.open("rb") as file:
-        return file.read(_FILE_LIMIT_BYTES)
+        return file.read(COPIED_FILE_BYTES)
 
 
 def _archive(members: Mapping[str, bytes]) -> bytes:
