@@ -173,6 +173,8 @@ class FakeNetwork:
         ids: Ids | None,
         shifted: bool,
         machine: str = "",
+        receive_bps: int | None = None,
+        send_bps: int | None = None,
     ) -> Attachment:
         self._refuse_taken(instance_id, address, ports)
         base = ids.base if ids else self._range() if shifted else 0

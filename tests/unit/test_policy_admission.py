@@ -70,6 +70,8 @@ def test_good_specs(fields: dict[str, Any]) -> None:
         ({"restart": {"policy": "always"}, "remove_on_exit": True}, "spec.restart.policy"),
         ({"stop_signal": "SIGNAL"}, "spec.stop_signal"),
         ({"network": "host", "hostname": "box"}, "spec.hostname"),
+        ({"network": "host", "resources": {"net_send_bps": 1}}, "spec.resources.net_send_bps"),
+        ({"network": "none", "resources": {"net_receive_bps": 1}}, "spec.resources.net_receive_bps"),
         ({"command": ["a", "b\0"]}, "spec.command"),
         ({"entrypoint": ["\0"]}, "spec.entrypoint"),
         ({"user": "\0"}, "spec.user"),

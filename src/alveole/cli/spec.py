@@ -9,6 +9,12 @@ from alveole.cli.context import BadValueError
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 _MEMORY_LEAST_BYTES = 4 << 20
+_RATES = {
+    "io_read_bps": "read or written",
+    "io_write_bps": "read or written",
+    "net_receive_bps": "received",
+    "net_send_bps": "sent",
+}
 _HEALTH_FLAGS = ("health_interval", "health_timeout", "health_retries", "health_start_period")
 _SWITCHES = {
     **{name: (name, True) for name in ("tty", "stdin", "read_only", "remove_on_exit")},
@@ -114,11 +120,12 @@ def _resources(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("pids_limit") is not None:
         # Zero and below mean no limit, as users of other engines know it.
         limits["pids"] = options["pids_limit"] if options["pids_limit"] > 0 else None
-    for name, flag in (("io_read_bps", "--io-read-bps"), ("io_write_bps", "--io-write-bps")):
+    for name, nothing in _RATES.items():
         if options.get(name) is not None:
+            flag = "--" + name.replace("_", "-")
             limits[name] = values.size_bytes(flag, options[name])
             if limits[name] < 1:
-                raise BadValueError(flag, options[name], "nothing could be read or written", "1 or more a second")
+                raise BadValueError(flag, options[name], f"nothing could be {nothing}", "1 or more a second")
     return limits
 
 

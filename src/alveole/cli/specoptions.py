@@ -64,6 +64,8 @@ _OPTIONS = (
     _one("--pids-limit", metavar="NUMBER", text="Most processes and threads; -1 for no limit.", kind=int),
     _one("--io-read-bps", metavar="SIZE", text="Most bytes read a second, such as 10m."),
     _one("--io-write-bps", metavar="SIZE", text="Most bytes written a second."),
+    _one("--net-receive-bps", metavar="SIZE", text="Most bytes received from its network a second."),
+    _one("--net-send-bps", metavar="SIZE", text="Most bytes sent to its network a second."),
     _one("--restart", metavar="POLICY", text="no, always, unless-stopped or on-failure[:RETRIES]."),
     _one("--health-cmd", metavar="COMMAND", text="Run by /bin/sh inside it; exit code 0 is healthy."),
     _one("--health-interval", metavar="TIME", text="Time between two checks, such as 30s."),

@@ -12,7 +12,7 @@ from alveole.host.traffic import delete_ingress, new_bucket, new_ingress, redire
 from alveole.model.error import unsupported
 
 _BURST_S, _LEAST_BURST_BYTES, _MOST_BURST_BYTES = 0.02, 16 << 10, 1 << 20  # what may pass at once
-_QUEUE_S, _LEAST_QUEUE_BYTES, _MOST_QUEUE_BYTES = 0.1, 48 << 10, 4 << 20  # what may wait, in the host's memory
+_QUEUE_S, _LEAST_QUEUE_BYTES, _MOST_QUEUE_BYTES = 0.1, 256 << 10, 4 << 20  # what may wait, in the host's memory
 DETOUR = "i"
 _NOT_IN_KERNEL = {errno.ENOENT, errno.EOPNOTSUPP}
 

@@ -28,9 +28,20 @@ def check_spec(spec: InstanceSpec) -> None:
         raise invalid("remove_on_exit and a restart policy exclude each other", field="spec.restart.policy")
     if spec.stop_signal is not None:
         signal_number(spec.stop_signal, field="spec.stop_signal")
+    _check_rates(spec)
     if spec.network == "host" and spec.hostname is not None:
         raise invalid("an instance on the host's network has the host's name", field="spec.hostname")
     _check_text(spec)
+
+
+def _check_rates(spec: InstanceSpec) -> None:
+    for name in ("net_receive_bps", "net_send_bps"):
+        if spec.network in SHARED_NETWORKS and getattr(spec.resources, name) is not None:
+            raise invalid(
+                f"what an instance receives and sends cannot be limited on network {spec.network}",
+                hint="leave out the limit, or give it a network of its own",
+                field=f"spec.resources.{name}",
+            )
 
 
 def _check_text(spec: InstanceSpec) -> None:
