@@ -76,11 +76,13 @@ Ask = Callable[[World], Any]
 
 ORDINARY = frozenset(
     [
-        *("run", "run a sandbox", "run a machine", "run without its program", "stop", "rm -f", "end and begin again"),
+        *("run", "run a sandbox", "run without its program", "stop", "rm -f", "end and begin again"),
         *("fork", "sleep"),
         *("volume create", "volume rm", "image import", "image pull", "image build", "image rm"),
     ]
 )
+# Those at which a machine is something else than a container.
+ORDINARY_OF_MACHINES = frozenset(["start:root:after", "start:create:after", "start:start:after"])
 ORDINARY_COMMITS = frozenset(["run", "rm -f", "volume create", "volume rm", "image import", "network rm"])
 
 
@@ -419,7 +421,9 @@ def test_points_are_known(world: World, action: Action) -> None:
 def marks(action: Action, point: str) -> list[pytest.MarkDecorator]:
     """Ordinary runs kill once between two steps, and leave out actions whose steps others have too."""
     first = point == action.points[0]
-    return [] if action.name in ORDINARY and (first or point.endswith(":after")) else [pytest.mark.slow]
+    ordinary = action.name in ORDINARY and (first or point.endswith(":after"))
+    ordinary = ordinary or (action.name == "run a machine" and point in ORDINARY_OF_MACHINES)
+    return [] if ordinary else [pytest.mark.slow]
 
 
 POINTS = [

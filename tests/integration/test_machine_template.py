@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -36,6 +37,11 @@ async def main():
     await runtime_of(here).create(cell)
 asyncio.run(main())
 """
+
+
+def slow(value: str) -> Any:
+    """The same as an ordinary one, but for where it happens."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 def runtime_of(here: World) -> QemuRuntime:
@@ -175,7 +181,7 @@ async def test_memory_that_clones_do_not_write_is_shared(here: World) -> None:
     await ended(runtime, cell, other)
 
 
-@pytest.mark.parametrize("name", [MEMORY, STATE, "about.json"])
+@pytest.mark.parametrize("name", [MEMORY, slow(STATE), slow("about.json")])
 async def test_a_damaged_template_is_made_anew(here: World, name: str) -> None:
     """Found out by the first machine that would go on from it after a restart."""
     runtime = runtime_of(here)
@@ -201,7 +207,7 @@ def damage(path: Path) -> None:
         os.pwrite(file.fileno(), bytes([byte[0] ^ 0x55]), start)
 
 
-@pytest.mark.parametrize("moment", ["jail", "running", "captured"])
+@pytest.mark.parametrize("moment", [slow("jail"), slow("running"), "captured"])
 async def test_a_daemon_killed_while_it_makes_one_leaves_nothing(here: World, moment: str) -> None:
     """Nothing that a daemon does not end when it starts; and the template is made again."""
     shape: dict[str, Any] = {"resources": Resources(memory_bytes=(130 + len(moment)) << 20)}
@@ -224,8 +230,6 @@ class Killable:
     """Another process that makes a machine."""
 
     def __init__(self, here: World, cell: Cell) -> None:
-        import pickle
-
         path = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         argv, pipe = [sys.executable, "-c", DAEMON], subprocess.PIPE
         self._process = subprocess.Popen(argv, stdin=pipe, env={**os.environ, **path}, start_new_session=True)
