@@ -5,7 +5,7 @@
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## Start the daemon and run nginx as a container and redis as a sandbox
+demo: ## Start the daemon, run nginx and redis, and nginx behind all three walls side by side
 	@tools/demo.sh
 
 test: ## Check the code, then run the unit, conformance, style, integration and fault tests

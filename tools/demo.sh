@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Show Alveole at work: nginx as a container and redis as a sandbox, each reached through a published port.
+# Show Alveole at work: nginx as a container and redis as a sandbox, each reached through a published port; then the
+# same nginx behind all three walls, and a fork of the machine, side by side.
 #   tools/demo.sh         start it, or show it again
 #   tools/demo.sh clean   remove its instances and images, and stop the daemon if the demo started it
 set -euo pipefail
@@ -8,9 +9,11 @@ cd "$(dirname "$0")/.."
 PID_FILE=/run/alveole-demo.pid
 LOG=/var/log/alveole-demo.log
 STATE=/var/lib/alveole
+RUN=/run/alveole
 MADE_STATE=/run/alveole-demo.made-state # there if the state directory is the demo's
-READY_WITHIN_S=20
-INSTANCES=(demo-web demo-cache)
+READY_WITHIN_S=30
+WALLS=(demo-web demo-web-sandbox demo-web-vm demo-web-fork) # one image
+INSTANCES=(demo-cache "${WALLS[@]}")
 IMAGES=(demo-nginx demo-redis)
 
 alveole() { .venv/bin/alveole "$@"; }
@@ -55,6 +58,16 @@ ensure_instance() { # name, then the rest of `alveole run`
     fi
 }
 
+ensure_fork() { # original, name
+    if alveole inspect "$2" >/dev/null 2>&1; then
+        alveole start "$2" >/dev/null
+    else
+        show fork --name "$2" "$1"
+    fi
+}
+
+address_of() { alveole inspect "$1" | grep -o '"address": *"[0-9.]*"' | grep -o '[0-9.]*[0-9]' | head -n 1; }
+
 port_of() { # instance, port wanted: the one it has published, else the first free one from the one wanted
     local published port=$2
     published=$(alveole inspect "$1" 2>/dev/null | grep -o '"host_port": *[0-9]*' | grep -o '[0-9]*$' | head -n 1) || true
@@ -63,10 +76,10 @@ port_of() { # instance, port wanted: the one it has published, else the first fr
     echo "$port"
 }
 
-ask() { # port, request: prints the first line of the answer
+ask() { # address, port, request: prints the first line of the answer
     local answer
-    exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
-    printf '%b' "$2" >&3
+    exec 3<>"/dev/tcp/$1/$2" || return 1
+    printf '%b' "$3" >&3
     IFS= read -r -t 5 answer <&3 || return 1
     exec 3>&-
     printf '%s\n' "${answer%$'\r'}"
@@ -74,8 +87,8 @@ ask() { # port, request: prints the first line of the answer
 
 request() { # what, port, request, expected answer
     local answer
-    within "$READY_WITHIN_S" ask "$2" "$3" >/dev/null 2>&1 || die "$1 does not answer on port $2"
-    answer=$(ask "$2" "$3")
+    within "$READY_WITHIN_S" ask 127.0.0.1 "$2" "$3" >/dev/null 2>&1 || die "$1 does not answer on port $2"
+    answer=$(ask 127.0.0.1 "$2" "$3")
     printf '\n%s on port %s answers: %s\n' "$1" "$2" "$answer"
     [[ $answer == "$4"* ]] || die "expected $4"
 }
@@ -97,22 +110,40 @@ start() {
     show logs --tail 3 demo-web
     show stats --no-stream
     show_steps
+    compare_walls
     cat <<END
 
-Both are running. Go on:
+All are running. Go on:
   .venv/bin/alveole exec -it demo-web bash      a shell in the container
+  .venv/bin/alveole exec demo-web-vm uname -a   the machine's own kernel
   .venv/bin/alveole logs -f demo-cache          follow what redis writes
   .venv/bin/alveole --help                      all there is
 Stop:
-  .venv/bin/alveole stop demo-web demo-cache    stop both; alveole start brings them back
+  .venv/bin/alveole stop demo-web demo-cache    stop two; alveole start brings them back
   make clean                                    remove all of the demo
 END
 }
 
-show_steps() { # what was done to make each of the two, step by step
+compare_walls() { # the same image behind each wall
+    local name
+    ensure_instance demo-web-sandbox --isolation sandbox demo-nginx
+    ensure_instance demo-web-vm --isolation vm --memory 256m demo-nginx
+    for name in demo-web-sandbox demo-web-vm; do answers "$name"; done
+    ensure_fork demo-web-vm demo-web-fork # of an nginx that serves
+    answers demo-web-fork
+    printf '\nOne image behind three walls, and a fork of the third:\n'
+    .venv/bin/python tools/demo_walls.py "${WALLS[@]}"
+}
+
+answers() { # instance: until it serves
+    within "$READY_WITHIN_S" ask "$(address_of "$1")" 80 'GET / HTTP/1.0\r\n\r\n' >/dev/null 2>&1 ||
+        die "$1 does not answer"
+}
+
+show_steps() { # what was done to make each of the first two, step by step
     local name operation operations
     operations=$(alveole operation ls)
-    for name in "${INSTANCES[@]}"; do
+    for name in demo-web demo-cache; do
         operation=$(awk -v name="/$name\$" '$2 == "instance.run" && $3 ~ name { id = $1 } END { print id }' <<<"$operations")
         [[ -z $operation ]] || show operation show "$operation"
     done
@@ -129,6 +160,7 @@ clean() {
     # What somebody made beside the demo is not the demo's to remove.
     [[ $left || ! -e $MADE_STATE ]] || rm -rf "$STATE" "$MADE_STATE"
     rm -f "$PID_FILE" "$LOG"
+    answering || [[ ! -d $RUN ]] || find "$RUN" -xdev -depth -type d -empty -delete
 }
 
 stop_daemon() { # only the one that this demo started
