@@ -33,9 +33,8 @@ def seconds(operation: Mapping[str, Any]) -> float:
 
 def begin_of(name: str, operations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The last operation that made it run, if that is still known."""
-    made = (
-        found for found in reversed(operations) if found["target"] == f"instance/{name}" and found["verb"] in _BEGIN
-    )
+    target = f"instance/{name}"
+    made = (found for found in reversed(operations) if found["target"] == target and found["verb"] in _BEGIN)
     return next((found for found in made if any(step["name"] == "start" for step in found.get("steps", ()))), None)
 
 
