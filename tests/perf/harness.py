@@ -18,7 +18,7 @@ from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs/reference/benchmarks.md"
 COMMAND = "make bench"
-TOPICS = ("Start", "Steps of a start", "Many", "Published port", "Command line")
+TOPICS = ("Start", "Steps of a start", "Machines", "Many", "Published port", "Command line")
 """Sections of the page. It is written when a run has filled all of them."""
 
 _QUIET_LOAD = 1.0

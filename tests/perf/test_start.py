@@ -26,7 +26,7 @@ def test_container_beside_crun(alveole: Alveole, report: Report, busybox_image: 
     ratio = median(ours) / median(raw)
     what = "container with network, API; beside `crun run true` without"
     report.add(TOPIC, Row(what, ms(ours), ms(raw), f"{ratio:.2f}", at_most(ratio, 3)))
-    _add_steps(report, "container", operations)
+    add_steps(report, "container", operations)
 
 
 def test_sandbox_beside_runsc(alveole: Alveole, report: Report, busybox_image: Path, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_sandbox_beside_runsc(alveole: Alveole, report: Report, busybox_image: P
     )
     what = "sandbox with network, API; beside `runsc run true` without"
     report.add(TOPIC, Row(what, ms(ours), ms(raw), f"{median(ours) / median(raw):.2f}"))
-    _add_steps(report, "sandbox", operations)
+    add_steps(report, "sandbox", operations)
 
 
 def test_api_beside_docker(alveole: Alveole, docker: Docker, report: Report) -> None:
@@ -112,7 +112,7 @@ def _start(alveole: Alveole, operations: list[Any], **spec: Any) -> float:
     return seconds
 
 
-def _add_steps(report: Report, isolation: str, operations: Sequence[Any]) -> None:
+def add_steps(report: Report, isolation: str, operations: Sequence[Any]) -> None:
     """Where a start spends its time, as its operation records it."""
     found: dict[str, list[float]] = {}
     for operation in operations[1:]:
