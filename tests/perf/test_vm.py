@@ -20,6 +20,7 @@ from tests.perf.test_start import add_steps
 TOPIC = "Machines"
 MACHINE: dict[str, Any] = {"isolation": "vm", "resources": {"memory_bytes": MACHINE_MIB << 20}}
 SERVER = ("httpd", "-f", "-p", "80")
+WORK = "head -c 128m /dev/zero | md5sum"
 BOOTS, CLONES, COMMANDS, SIDE_BY_SIDE = 4, 12, 10, 4
 ANSWER_S = 60.0
 
@@ -80,15 +81,21 @@ def test_memory(alveole: Alveole, report: Report, template: dict[str, Any]) -> N
 
 def test_command_in_a_machine(alveole: Alveole, report: Report, template: dict[str, Any]) -> None:
     machine, container = alveole.start_by_api(*IDLE, **MACHINE), alveole.start_by_api(*IDLE)
-    inside, beside = in_turn(COMMANDS, _executed(alveole, machine), _executed(alveole, container))
+    inside, beside = in_turn(COMMANDS, _executed(alveole, machine, "true"), _executed(alveole, container, "true"))
     ratio = f"{median(inside) / median(beside):.1f}"
     report.add(TOPIC, Row("`alveole exec` of `true` in a vm; beside in a container", ms(inside), ms(beside), ratio))
+    work = ("sh", "-c", WORK)
+    inside_s, beside_s = in_turn(BOOTS, _executed(alveole, machine, *work), _executed(alveole, container, *work))
+    computing = [median(worked) - median(idle) for worked, idle in ((inside_s, inside), (beside_s, beside))]
+    figures = [ms([seconds]) for seconds in computing]
+    what = f"a computation (`{WORK}`), exec taken off; beside in a container"
+    report.add(TOPIC, Row(what, *figures, f"{computing[0] / computing[1]:.1f}"))
     for operation in (machine, container):
         alveole.remove(operation)
 
 
-def _executed(alveole: Alveole, operation: Any) -> Callable[[], float]:
-    return lambda: timed(lambda: alveole.cli("exec", operation["result"]["id"], "true"))
+def _executed(alveole: Alveole, operation: Any, *words: str) -> Callable[[], float]:
+    return lambda: timed(lambda: alveole.cli("exec", operation["result"]["id"], *words))
 
 
 def _start(alveole: Alveole, operations: list[Any], **spec: Any) -> float:
