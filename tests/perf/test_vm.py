@@ -86,10 +86,9 @@ def test_command_in_a_machine(alveole: Alveole, report: Report, template: dict[s
     report.add(TOPIC, Row("`alveole exec` of `true` in a vm; beside in a container", ms(inside), ms(beside), ratio))
     work = ("sh", "-c", WORK)
     inside_s, beside_s = in_turn(BOOTS, _executed(alveole, machine, *work), _executed(alveole, container, *work))
-    computing = [median(worked) - median(idle) for worked, idle in ((inside_s, inside), (beside_s, beside))]
-    figures = [ms([seconds]) for seconds in computing]
-    what = f"a computation (`{WORK}`), exec taken off; beside in a container"
-    report.add(TOPIC, Row(what, *figures, f"{computing[0] / computing[1]:.1f}"))
+    computing, beside_it = median(inside_s) - median(inside), median(beside_s) - median(beside)
+    what = f"a computation (`{WORK.replace('|', 'to')}`), exec taken off; beside in a container"
+    report.add(TOPIC, Row(what, ms([computing]), ms([beside_it]), f"{computing / beside_it:.1f}"))
     for operation in (machine, container):
         alveole.remove(operation)
 
