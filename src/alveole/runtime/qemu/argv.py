@@ -31,6 +31,9 @@ MONITOR = "qmp"
 FIFOS = (f"{CONTROL}.in", f"{CONTROL}.out")
 KERNEL, INITRAMFS, MEMORY, DISKS, BINDS = "kernel", "initramfs", "memory", "disks", "binds"
 
+ON_ERROR = "werror=report,rerror=report"
+"""Of disks: the guest is told. By default, a machine whose host has no space stands still until somebody lets it on."""
+
 _TRANSLATION_MIB = 64  # of TCG's translated code
 _CARD_SLOT, _ROOT_SLOT = 6, 7  # on the PCI bus
 INCOMING = ("-S", "-incoming", "defer", "-global", "migration.send-configuration=off")
@@ -178,7 +181,7 @@ def _root_disk(machine: Machine) -> tuple[str, ...]:
     file = f"file.driver=file,file.filename={PLACE}/{DISKS}/root,file.locking=on"
     return (
         *("-blockdev", f"driver=raw,node-name=root,discard=unmap,size={machine.root_bytes},{file}"),
-        *("-device", f"virtio-blk-pci,id=root-device,drive=root,serial=root,addr={_ROOT_SLOT:#x}"),
+        *("-device", f"virtio-blk-pci,id=root-device,drive=root,serial=root,addr={_ROOT_SLOT:#x},{ON_ERROR}"),
     )
 
 
@@ -194,4 +197,5 @@ def plug(part: Part) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     file = {"driver": "file", "filename": f"{PLACE}/{DISKS}/{part.name}", "locking": "on"}
     node = {"driver": "raw", "node-name": part.name, "discard": "unmap", "read-only": part.read_only, "file": file}
     device = {"driver": "virtio-blk-pci", "id": f"{part.name}-device", "drive": part.name, "serial": part.name}
-    return (("blockdev-add", node), ("device_add", device))
+    on_error = dict(word.split("=") for word in ON_ERROR.split(","))
+    return (("blockdev-add", node), ("device_add", {**device, **on_error}))

@@ -4,7 +4,7 @@ It differs from a machine that runs an OCI image (argv.py) in what it boots: its
 plugged in later, and nothing inside is ours: it is told of by its serial console alone.
 """
 
-from alveole.runtime.qemu.argv import DISKS, INCOMING, PLACE, Machine, Part, backends, base, launcher, memory
+from alveole.runtime.qemu.argv import DISKS, INCOMING, ON_ERROR, PLACE, Machine, Part, backends, base, launcher, memory
 
 SEED = Part(name="seed", read_only=True, is_disk=True)
 """The disk that a system reads at its first boot."""
@@ -48,5 +48,5 @@ def _disk(name: str, slot: int, access: str, boot: str) -> tuple[str, ...]:
     file = f"file.driver=file,file.filename={PLACE}/{DISKS}/{name},file.locking=on"
     return (
         *("-blockdev", f"driver=raw,node-name={name},{access},{file}"),
-        *("-device", f"virtio-blk-pci,id={name}-device,drive={name},serial={name},addr={slot:#x}{boot}"),
+        *("-device", f"virtio-blk-pci,id={name}-device,drive={name},serial={name},addr={slot:#x},{ON_ERROR}{boot}"),
     )
