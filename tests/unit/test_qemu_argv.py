@@ -109,6 +109,14 @@ def test_a_read_only_disk_or_directory_is_so_for_qemu_too() -> None:
         assert node["read-only"] is read_only
 
 
+def test_a_guest_is_told_when_its_host_has_no_space() -> None:
+    """Else QEMU stops it, and nobody would let it go on."""
+    (root,) = (word for word in shape(MACHINE) if word.startswith("virtio-blk-pci"))
+    assert {"werror=report", "rerror=report"} <= set(root.split(","))
+    device = dict(plug(DISK))["device_add"]
+    assert device["werror"] == device["rerror"] == "report"
+
+
 def test_parts_are_plugged_in_under_names_of_ours() -> None:
     disk, directory = dict(plug(DISK)), dict(plug(DIRECTORY))
     assert disk["device_add"]["serial"] == disk["blockdev-add"]["node-name"] == DISK.name
