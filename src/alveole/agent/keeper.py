@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from alveole.agent import cellmaker
+from alveole.agent import cellmaker, plugging
 from alveole.agent.engine import Engine
 from alveole.agent.faults import is_full, told
 from alveole.agent.health import watch_health
@@ -152,8 +152,11 @@ class Keeper:
                 if self.local.asleep and instance.desired is Desired.STOPPED:
                     self._remember(self.local.status, asleep=False)
                     await cellmaker.forget_origin(self._engine, self.id)
-                await self._report(self.local.status.replace(phase=phase))
-                await self._rest(until)
+                if phase is Phase.RUNNING and plugging.differs(self._engine, self._assignment, self.local):
+                    await self._replug(self._assignment)
+                else:
+                    await self._report(self.local.status.replace(phase=phase))
+                    await self._rest(until)
         return True
 
     async def _rest(self, until: datetime | None) -> None:
@@ -326,11 +329,7 @@ class Keeper:
             with self._steps.step("capture"):
                 await cellmaker.put_to_sleep(self._engine, self._runtime, self.local.handle)
         except (AlveoleError, OSError) as error:
-            known = error if isinstance(error, AlveoleError) else told(error)
-            log.warning("instance %s could not be put to sleep: %s", self.local.name, known)
-            problem = {"code": known.code.value, "message": known.message, "hint": known.hint}
-            await self._report(status.replace(error=problem))
-            await self._rest(self._engine.clock.now() + timedelta(seconds=RETRY_S))
+            await self._note_refused(error)
             return
         await self._cancel(self._health)
         await self._cancel(self._ended)
@@ -338,6 +337,27 @@ class Keeper:
         self._engine.captures.running.pop(self.id, None)
         self._remember(status.replace(phase=Phase.ASLEEP, pid=None, health=None), asleep=True)
         await self._unmake()
+
+    async def _replug(self, assignment: InstanceAssignment) -> None:
+        """Give it the volumes it shall have. If that fails, the control plane is told why, and takes that back."""
+        self._steps = StepLog("replug", self._engine.clock, self._engine.fault)
+        assert self.local.handle is not None  # noqa: S101  (it runs)
+        try:
+            with self._steps.step("volumes"):
+                changes = plugging.replug(self._engine, self._runtime, assignment, self.local, self.local.handle)
+                async for record in changes:
+                    self.local = record
+                    save(self._engine.paths, record)
+        except (AlveoleError, OSError) as error:
+            await self._note_refused(error)
+
+    async def _note_refused(self, error: AlveoleError | OSError) -> None:
+        """It goes on as it is; what was asked of it is not tried again at once."""
+        known = error if isinstance(error, AlveoleError) else told(error)
+        log.warning("instance %s stays as it is: %s", self.local.name, known)
+        problem = {"code": known.code.value, "message": known.message, "hint": known.hint}
+        await self._report(self.local.status.replace(error=problem))
+        await self._rest(self._engine.clock.now() + timedelta(seconds=RETRY_S))
 
     async def _note_ended(self, end: Exit, *, stopped: bool = False) -> None:
         """The process is over: remember how, then give back what it used, unless it starts again."""

@@ -14,7 +14,7 @@ from alveole.api.service import (
     table,
 )
 from alveole.api.strict import read_body
-from alveole.control import keys, volumes
+from alveole.control import attach, keys, volumes
 from alveole.control.commit import find
 from alveole.model.base import Record
 from alveole.model.operation import Operation
@@ -26,6 +26,18 @@ class CreateVolume(Record):
 
     name: str
     size_bytes: int = volumes.DEFAULT_SIZE_BYTES
+
+
+class AttachVolume(Record):
+    """Where a running instance shall see it."""
+
+    instance: str
+    target: str
+    read_only: bool = False
+
+
+class DetachVolume(Record):
+    instance: str
 
 
 async def index(service: Service, request: Request) -> Response:
@@ -56,6 +68,32 @@ async def remove(service: Service, request: Request) -> Response:
     return await operation_response(service, request, operation)
 
 
+async def attach_to(service: Service, request: Request) -> Response:
+    body, raw = await read_body(request, AttachVolume)
+    operation = await attach.attach(
+        service.context,
+        project_of(request),
+        body.instance,
+        request.path_params["name"],
+        target=body.target,
+        read_only=body.read_only,
+        idempotency=idempotency_of(request, raw),
+    )
+    return await operation_response(service, request, operation)
+
+
+async def detach_from(service: Service, request: Request) -> Response:
+    body, raw = await read_body(request, DetachVolume)
+    operation = await attach.detach(
+        service.context,
+        project_of(request),
+        body.instance,
+        request.path_params["name"],
+        idempotency=idempotency_of(request, raw),
+    )
+    return await operation_response(service, request, operation)
+
+
 ROUTES = (
     Route(method="GET", path="/volumes", summary="List volumes", handler=index, answer=Volume, listing=True),
     Route(
@@ -73,6 +111,24 @@ ROUTES = (
         path="/volumes/{name}",
         summary="Remove a volume that no instance refers to",
         handler=remove,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/volumes/{name}/attach",
+        summary="Mount it in a running instance",
+        handler=attach_to,
+        body=AttachVolume,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/volumes/{name}/detach",
+        summary="Unmount it from a running instance",
+        handler=detach_from,
+        body=DetachVolume,
         answer=Operation,
         status=202,
     ),

@@ -35,7 +35,7 @@ VERBS = {
     "events": "Follow every change, as it happens.",
     "image": "Pull, build, import and remove images.",
     "network": "Create and remove networks.",
-    "volume": "Create and remove volumes.",
+    "volume": "Create and remove volumes, and give them to running instances.",
     "operation": "Look into what was asked for, and cancel it.",
     "doctor": "Check this host: what was found, what it means, how to fix it.",
     "serve": "Run the daemon.",

@@ -6,7 +6,7 @@ import click
 
 from alveole.cli import output
 from alveole.cli.context import client, each
-from alveole.cli.options import format_option, inspect_each, quiet_option, record_format_option
+from alveole.cli.options import complete_instances, format_option, inspect_each, quiet_option, record_format_option
 from alveole.cli.progress import finish
 from alveole.cli.values import size_bytes
 
@@ -15,7 +15,7 @@ _VOLUMES = click.argument("volumes", metavar="VOLUME...", nargs=-1, required=Tru
 
 @click.group()
 def command() -> None:
-    """Create and remove volumes."""
+    """Create and remove volumes, and give them to running instances."""
 
 
 @command.command("ls")
@@ -90,3 +90,38 @@ def inspect(volumes: tuple[str, ...], form: str) -> None:
       alveole volume inspect data
     """
     inspect_each(volumes, client().volume, form)
+
+
+@command.command("attach")
+@click.option("--read-only", is_flag=True, help="The instance cannot write it.")
+@click.argument("volume")
+@click.argument("instance", shell_complete=complete_instances)
+@click.argument("target")
+def attach(volume: str, instance: str, target: str, read_only: bool) -> None:
+    """Mount a volume at TARGET in a running vm. It stays after a restart; it is made if there is none.
+
+    \b
+    Example:
+      alveole volume attach data web /srv/data
+    """
+    if not target.startswith("/"):
+        raise click.UsageError(f"TARGET {target!r}: not absolute; valid: a path that begins with /")
+    finish(
+        client(),
+        lambda wait_s: client().attach_volume(volume, instance, target, read_only=read_only, wait_s=wait_s),
+    )
+    output.line(volume)
+
+
+@command.command("detach")
+@click.argument("volume")
+@click.argument("instance", shell_complete=complete_instances)
+def detach(volume: str, instance: str) -> None:
+    """Unmount a volume from a running vm that does not use it.
+
+    \b
+    Example:
+      alveole volume detach data web
+    """
+    finish(client(), lambda wait_s: client().detach_volume(volume, instance, wait_s=wait_s))
+    output.line(volume)

@@ -201,6 +201,15 @@ class Client:
     def create_volume(self, name: str, *, size_bytes: int | None = None, wait_s: float = 0) -> Object:
         return self.submit("POST", "volumes", {"name": name, **_given(size_bytes=size_bytes)}, wait_s=wait_s)
 
+    def attach_volume(
+        self, name: str, instance: str, target: str, *, read_only: bool = False, wait_s: float = 0
+    ) -> Object:
+        body = {"instance": instance, "target": target, "read_only": read_only}
+        return self.submit("POST", f"volumes/{_part(name)}/attach", body, wait_s=wait_s)
+
+    def detach_volume(self, name: str, instance: str, *, wait_s: float = 0) -> Object:
+        return self.submit("POST", f"volumes/{_part(name)}/detach", {"instance": instance}, wait_s=wait_s)
+
     def remove_volume(self, name: str, *, wait_s: float = 0) -> Object:
         return self.submit("DELETE", f"volumes/{_part(name)}", wait_s=wait_s)
 

@@ -215,6 +215,7 @@ def intend(
     grace_s: float | None = None,
     force: bool = False,
     renewal: int | None = None,
+    spec: InstanceSpec | None = None,
 ) -> Plan[Operation]:
     """Write what the user wants of an instance now. It supersedes an operation still under way on it."""
     instance: Instance = entry.record
@@ -235,6 +236,7 @@ def intend(
         stop_grace_s=grace_s,
         force=force,
         renewal=instance.renewal if renewal is None else renewal,
+        spec=spec or instance.spec,
         operation=operation.id,
     )
     return Plan(

@@ -8,7 +8,7 @@ from alveole.control.commit import Context, Plan, put, unchanged
 from alveole.control.settle import delete_instance, end_operation, plan_task_end, running_operation
 from alveole.model.agent import InstanceReport, TaskReport
 from alveole.model.error import AlveoleError, ErrorCode, conflict
-from alveole.model.instance import Desired, Instance, Phase
+from alveole.model.instance import Desired, Instance, Mount, Phase
 from alveole.model.operation import OperationState
 from alveole.policy.outcome import outcome
 
@@ -41,6 +41,11 @@ def plan_instance_report(context: Context, report: InstanceReport) -> Plan[None]
             changed = undo_run(changed)
         elif operation is not None and operation.record.verb == "instance.sleep":
             changed = _stay_awake(changed)
+        elif operation is not None and "mounts" in operation.record.params:
+            mounts = tuple(map(Mount.model_validate, operation.record.params["mounts"]))
+            changed = changed.replace(
+                spec=changed.spec.replace(mounts=mounts), generation=changed.generation + 1, operation=""
+            )
     if result == "under way":
         if operation is not None and report.steps and report.steps != operation.record.steps:
             progressed = operation.record.replace(steps=report.steps)

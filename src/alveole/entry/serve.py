@@ -249,6 +249,7 @@ def _node(name: str, lacking: dict[str, str], runtimes: dict[str, Runtime], cont
         cpus=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         isolations=tuple(isolation for isolation, reason in lacking.items() if not reason),
+        plugs=tuple(name for name, runtime in runtimes.items() if Capability.MACHINE in runtime.capabilities),
         forks=tuple(name for name, runtime in runtimes.items() if Capability.FORK in runtime.capabilities),
         lacking={isolation: reason for isolation, reason in lacking.items() if reason},
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),

@@ -15,6 +15,7 @@ class Node(Record):
     cpus: int
     memory_bytes: int
     forks: tuple[str, ...] = ()  # isolations whose instances can be forked here
+    plugs: tuple[str, ...] = ()  # isolations whose instances can be given volumes while they run here
     isolations: tuple[str, ...]  # the walls this host can run
     lacking: AnyMap = Field(default_factory=dict)  # isolation -> why this host cannot run it
     boot_id: str

@@ -20,6 +20,9 @@ def outcome(operation: Operation, instance: Instance, status: InstanceStatus) ->
         case "instance.sleep":
             done = status.phase is Phase.ASLEEP
             failed = not done and (status.error is not None or status.phase in _ENDED)
+        case "instance.attach" | "instance.detach":
+            failed = status.error is not None
+            done = not failed
         case "instance.create" | "instance.stop":
             done, failed = status.phase in _ENDED, False
         case _:

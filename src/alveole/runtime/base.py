@@ -209,6 +209,18 @@ class Describing(Protocol):
         ...
 
 
+class Plugging(Protocol):
+    """What a Runtime with Capability.MACHINE can do beyond."""
+
+    async def plug(self, handle: Handle, volume_id: str, disk: CellMount) -> None:
+        """Mount a raw disk in a running instance. Raises AlveoleError if it cannot; then nothing has changed."""
+        ...
+
+    async def unplug(self, handle: Handle, volume_id: str) -> None:
+        """Raises CONFLICT if the instance uses it; then nothing has changed."""
+        ...
+
+
 class Capturing(Protocol):
     """What a Runtime with Capability.FORK can do beyond."""
 

@@ -190,12 +190,12 @@ def _directory(part: Part) -> str:
     return f"local,id={part.name},path={PLACE}/{BINDS}/{part.name},security_model=none{access}"
 
 
-def plug(part: Part) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    """The monitor's commands that plug it in."""
+def plug(part: Part, file: str = "") -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The monitor's commands that plug it in. ``file``: where a disk is if not below DISKS."""
     if not part.is_disk:
         return (("device_add", {"driver": "virtio-9p-pci", "fsdev": part.name, "mount_tag": part.name}),)
-    file = {"driver": "file", "filename": f"{PLACE}/{DISKS}/{part.name}", "locking": "on"}
-    node = {"driver": "raw", "node-name": part.name, "discard": "unmap", "read-only": part.read_only, "file": file}
+    source = {"driver": "file", "filename": file or f"{PLACE}/{DISKS}/{part.name}", "locking": "on"}
+    node = {"driver": "raw", "node-name": part.name, "discard": "unmap", "read-only": part.read_only, "file": source}
     device = {"driver": "virtio-blk-pci", "id": f"{part.name}-device", "drive": part.name, "serial": part.name}
     on_error = dict(word.split("=") for word in ON_ERROR.split(","))
     return (("blockdev-add", node), ("device_add", {**device, **on_error}))

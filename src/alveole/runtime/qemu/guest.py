@@ -8,12 +8,15 @@ What goes in passes through a FIFO that QEMU holds open, a line a request, some 
     resize ROWS COLUMNS     its terminal
     command NAME BYTES      the process of a command about to be run over the control connection
     kill NAME               SIGKILL to that command
+    mount TOKEN NAME ro|rw TARGET    a disk that was just plugged in, where the instance sees it
+    unmount TOKEN NAME
 
 What comes out is appended to a file, a line each; what it says still stands after the daemon was restarted:
 
     waiting                 booted, waits for its seed
     started | failed WORDS  its first process runs, or does not: WORDS are base64
     exited CODE REASON      REASON is exited or oom
+    done TOKEN | refused TOKEN WORDS
 
 A second such file gets the NAME of each command once it runs. Of that only the end is kept.
 
@@ -63,6 +66,15 @@ class Told:
         for line in self.lines:
             if line.startswith("failed"):
                 return _decoded(line.removeprefix("failed").strip())
+        return None
+
+    def answer(self, token: str) -> str | None:
+        """To a request with a token: empty if it was done, else why not. None: nothing yet."""
+        for line in self.lines:
+            if line == f"done {token}":
+                return ""
+            if line.startswith(f"refused {token} "):
+                return "; ".join(_decoded(line.rpartition(" ")[2]).split("\n")).strip("; ") or "it does not say why"
         return None
 
     @property

@@ -29,10 +29,10 @@ from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
 from alveole.model.error import AlveoleError, conflict, internal, invalid, unsupported
 from alveole.runtime import bundle, execution
-from alveole.runtime.base import Capability, Cell, Exit, Handle, Process, Recovered, State
+from alveole.runtime.base import Capability, Cell, CellMount, Exit, Handle, Process, Recovered, State
 from alveole.runtime.faults import fault
 from alveole.runtime.oci import is_alive, reason_of
-from alveole.runtime.qemu import build_template, capture, seed
+from alveole.runtime.qemu import build_template, capture, plugging, seed
 from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, PROGRAM, Machine, Part, plug, shape
 from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
@@ -397,6 +397,19 @@ class QemuRuntime:
         if code is None:
             raise internal(f"how instance {handle.id} ended is not known: its monitor was lost")
         return code
+
+    async def plug(self, handle: Handle, volume_id: str, disk: CellMount) -> None:
+        await plugging.plug_disk(
+            _place(Path(handle.run_directory)),
+            _guest(handle),
+            seed.disk_name(volume_id),
+            disk,
+            alive=lambda: is_alive(handle),
+        )
+
+    async def unplug(self, handle: Handle, volume_id: str) -> None:
+        place, name = _place(Path(handle.run_directory)), seed.disk_name(volume_id)
+        await plugging.unplug_disk(place, _guest(handle), name, alive=lambda: is_alive(handle))
 
     async def capture(
         self, handle: Handle, directory: Path, while_still: Callable[[], Awaitable[None]], *, go_on: bool

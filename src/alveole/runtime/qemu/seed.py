@@ -38,10 +38,15 @@ class Plan:
     tmpfs: tuple[CellMount, ...]
 
 
+def disk_name(volume_id: str) -> str:
+    """The serial number of a volume's disk, which is a file named after the volume."""
+    return f"v{volume_id}"[:20]
+
+
 def plan(mounts: Collection[CellMount], single_files: Collection[Path]) -> Plan:
     """``single_files`` are those sources that are no directories: their content is passed, once."""
     numbered = list(enumerate(mounts))
-    disks = tuple((f"disk{number}", mount) for number, mount in numbered if mount.disk)
+    disks = tuple((disk_name(mount.source.stem), mount) for mount in mounts if mount.disk and mount.source)
     others = [(number, mount) for number, mount in numbered if not mount.disk and mount.source is not None]
     return Plan(
         disks=disks,
@@ -127,6 +132,7 @@ def _script(cell: Cell, how: Plan) -> str:
     for name, mount in how.disks:
         options = "ro" if mount.read_only else "rw"
         lines += [f"mkdir -p /disks/{name}", f'mount -t ext4 -o {options} "$(disk {name})" /disks/{name}']
+        lines.append(f"echo {shlex.quote(mount.target)} >/run/targets/{name}")
     for name, _ in how.binds:
         options = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
         lines += [f"mkdir -p /disks/{name}", f"directory {name} {options} /disks/{name}"]
