@@ -64,7 +64,7 @@ def test_our_own_recipes_are_valid(path: Path) -> None:
 
 
 def test_all_recipes_are_here() -> None:
-    assert {path.stem for path in RECIPES} >= {"busybox", "debian", "nginx", "python", "redis"}
+    assert {path.stem for path in RECIPES} >= {"busybox", "debian", "debian-system", "nginx", "python", "redis"}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,18 @@ def test_what_a_base_names(base: str, suite: str, image: str) -> None:
         ('base = "debian:sid"\npackages = ["-oDir::Etc=/"]', "packages[0]", "pattern"),
         ('base = "scratch"\npackages = ["nano"]', "", "not scratch"),
         ('base = "scratch"\ncommands = [[]]', "commands[0]", "at least 1"),
+        ('base = "scratch"\ndisk_mib = 1024', "", "disk_mib needs a Debian base"),
+        ('base = "nginx"\ndisk_mib = 1024', "", "not nginx"),
+        ('base = "debian:sid"\ndisk_mib = 511', "disk_mib", "512"),
+        ('base = "debian:sid"\ndisk_mib = 2_097_152', "disk_mib", "2097151"),
+        ('base = "debian:sid"\ndisk_mib = 1024\nentrypoint = ["a"]', "", "entrypoint has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\ncommand = ["a"]', "", "command has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\nworkdir = "/"', "", "workdir has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\nuser = "a"', "", "user has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\nports = ["80/tcp"]', "", "ports has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\nlabels = { a = "b" }', "", "labels has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\nstop_signal = "TERM"', "", "stop_signal has no meaning"),
+        ('base = "debian:sid"\ndisk_mib = 1024\n[health]\ncommand = ["a"]', "", "health has no meaning"),
         ('base = "scratch"\nworkdir = "srv"', "workdir", "pattern"),
         ('base = "scratch"\nuser = "a b"', "user", "pattern"),
         ('base = "scratch"\nports = ["0/tcp"]', "ports", "65535"),

@@ -12,13 +12,15 @@ from typing import Protocol
 
 from alveole.host.identity import Identity
 from alveole.host.process import BASE_ENVIRONMENT, run
-from alveole.image import debian
-from alveole.image.base import Progress
+from alveole.image import debian, system_script
+from alveole.image.base import Format, Progress
 from alveole.image.build_cache import BuildCache, step_key
 from alveole.image.build_cell import STEP_TIMEOUT_S, TAR_TIMEOUT_S, BuildCell, Command, remove_tree, write_tar
 from alveole.image.build_config import build_environment, image_config
+from alveole.image.fetch import architecture
 from alveole.image.layer_tar import Files
-from alveole.model.error import invalid
+from alveole.image.system_disk import make_disk
+from alveole.model.error import invalid, unsupported
 from alveole.model.image import ImageConfig, ImageContent, Recipe, RecipeFile
 from alveole.runtime.base import CellMount
 
@@ -31,6 +33,8 @@ class Layers(Protocol):
     async def add_layer_tar(self, tar_path: Path, progress: Progress) -> str: ...
 
     async def add_image(self, layers: Sequence[str], config: ImageConfig) -> ImageContent: ...
+
+    async def load(self, path: Path, format: Format, progress: Progress) -> ImageContent: ...  # noqa: A002
 
     def has_layer(self, diff_id: str) -> bool: ...
 
@@ -74,6 +78,8 @@ class Builder:
             raise invalid(f"base image {recipe.base_image} is not here", hint="pull it first", field="base")
         if recipe.base == "scratch" and not recipe.files:
             raise invalid("there is nothing in this image: base is scratch and there are no files", field="files")
+        if recipe.disk_mib is not None and architecture() != "amd64":
+            raise unsupported("disks that boot are made for amd64 alone", hint="import a disk instead")
         if self._turn.locked():
             progress("waiting for another build to end")
         base_config = base.config if base else ImageConfig()
@@ -88,9 +94,21 @@ class Builder:
                     progress(f"step {number}/{len(steps)}: {step.title}")
                     layers.append(await self._layer(step, layers, use_cache, progress))
                     hold(layers[-1])
+                if recipe.disk_mib is not None:
+                    return await self._disk(recipe.disk_mib, layers, progress)
                 return await self._store.add_image(layers, image_config(recipe, base_config))
             finally:
                 await self._clear()
+
+    async def _disk(self, size_mib: int, layers: Sequence[str], progress: Progress) -> ImageContent:
+        """One disk of all layers, which stay for the next build."""
+        progress(f"making a disk of {size_mib} MiB")
+        await remove_tree(self._work)
+        self._work.mkdir(mode=0o711, parents=True)
+        output = self._work / "disk"
+        async with self._cell.tree([self._store.layer_directory(layer) for layer in layers]) as tree:
+            await make_disk(tree, size_mib, output)
+        return await self._store.load(output, "raw", progress)
 
     async def recover(self) -> None:
         """Remove what a killed daemon's build left: processes, mounts, files."""
@@ -127,11 +145,12 @@ class Builder:
             identity = await debian.bootstrap_identity(recipe.suite)
             make = partial(self._bootstrap, recipe.suite)
             steps.append(_Step(title=f"Debian {recipe.suite}", make=make, definition=("debian", identity)))
-        if recipe.packages:
+        system = () if recipe.disk_mib is None else system_script.PACKAGES
+        if packages := (*system, *recipe.packages):
             lines = debian.host_lines(recipe.suite or debian.ANY_SUITE)
-            make = partial(self._install, recipe.packages, lines, progress)
-            definition = ("packages", recipe.packages, debian.INSTALL_SCRIPT, lines)
-            steps.append(_Step(title=f"packages {' '.join(recipe.packages)}", make=make, definition=definition))
+            make = partial(self._install, packages, lines, progress)
+            definition = ("packages", packages, debian.INSTALL_SCRIPT, lines)
+            steps.append(_Step(title=f"packages {' '.join(packages)}", make=make, definition=definition))
         if recipe.files:
             make = partial(self._files, recipe.files, directory)
             steps.append(_Step(title=f"{len(recipe.files)} files", make=make, definition=None))
@@ -140,6 +159,12 @@ class Builder:
             make = partial(self._command, command, _shown(args), f"commands.{number}", progress)
             inputs = (args, sorted(env.items()), recipe.network)
             steps.append(_Step(title=_shown(args), make=make, definition=("command", *inputs)))
+        if system:
+            title = "what it needs to boot"
+            args = ("/bin/sh", "-c", system_script.SCRIPT)
+            command = Command(args=args, env={"PATH": BASE_ENVIRONMENT["PATH"]}, network=False)
+            make = partial(self._command, command, title, "disk_mib", progress)
+            steps.append(_Step(title=title, make=make, definition=("system", system_script.SCRIPT)))
         return tuple(steps)
 
     async def _bootstrap(self, suite: str, output: Path, layers: Sequence[Path]) -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,18 @@ class BuildCell:
             upper, skip = str(self._work / "upper"), [mount["destination"] for mount in config["mounts"]]
             await write_tar(Changes(upper=upper, base=self._ids.base, size=self._ids.size, skip=skip), output)
         return ended
+
+    @asynccontextmanager
+    async def tree(self, layers: Sequence[Path]) -> AsyncIterator[Path]:
+        """While inside, all of ``layers`` (lowest first) in one directory that may be changed, ids as in the image."""
+        await self.make()
+        self._work.chmod(0o700)  # what is set-user-ID in the image is so for the host's root here
+        try:
+            root, upper, work, scratch = (self._work / name for name in ("root", "upper", "overlay", "scratch"))
+            await mount_overlay(root, layers, upper, work, shift=None, scratch=scratch)
+            yield root
+        finally:
+            await self.remove()
 
     async def _mount(self, layers: Sequence[Path], *, network: bool) -> None:
         pins, maker = self._work / "ns", NamespaceMaker()

@@ -92,6 +92,10 @@ class RecipeFile(Record):
         return self
 
 
+_OF_CONTAINERS = ("entrypoint", "command", "workdir", "user", "ports", "labels", "stop_signal", "health")
+"""Fields of a recipe that say how a container of its image is run."""
+
+
 class Recipe(Record):
     """How ``image build`` makes an image. Read from TOML."""
 
@@ -111,6 +115,8 @@ class Recipe(Record):
     labels: StringMap = Field(default_factory=dict)
     stop_signal: Annotated[str, Field(pattern=r"^((SIG)?[A-Z][A-Z0-9+-]*|[0-9]{1,2})?$")] = ""
     health: HealthCheck | None = None
+    disk_mib: Annotated[int, Field(ge=512, le=(2 << 20) - 1)] | None = None
+    """Size of the disk of a whole operating system that is made in place of layers; None: layers."""
 
     @property
     def suite(self) -> str:
@@ -143,4 +149,15 @@ class Recipe(Record):
     def _packages_need_a_base(self) -> Self:
         if self.packages and self.base == "scratch":
             raise ValueError("packages need a Debian base, not scratch")
+        return self
+
+    @model_validator(mode="after")
+    def _a_disk_runs_itself(self) -> Self:
+        if self.disk_mib is None:
+            return self
+        if not self.suite:
+            raise ValueError(f"disk_mib needs a Debian base such as debian:bookworm, not {self.base}")
+        for name in _OF_CONTAINERS:
+            if getattr(self, name):
+                raise ValueError(f"{name} has no meaning with disk_mib: what runs, its system decides; see commands")
         return self
