@@ -125,13 +125,13 @@ def _finding(accelerator: str, outcome: Outcome, *, works: bool) -> Finding:
         needed=True,
         found=f"{found}, as if emulated" if is_slow else found,
         means=_meaning(accelerator, works=works),
-        fix="the lines about kvm and qemu-system-x86_64 say what can be done",
+        fix="the lines about kvm and qemu-system-x86_64 say what can be done; on a busy host, look again later",
     )
 
 
 def _meaning(accelerator: str, *, works: bool) -> str:
     if not works:
-        return "no virtual machine can run here; containers and sandboxes can"
+        return "no virtual machine came up in that time; containers and sandboxes are not concerned"
     if accelerator == "kvm":
         return "this host has no KVM, or emulates it: virtual machines are interpreted by QEMU, several times slower"
     return "virtual machines run by KVM alone: --accel tcg cannot be used"
