@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fault.conftest import MakeVictim, finish
-from tests.fault.host import SETTLE_S, Service, Victim, fill, send
+from tests.fault.host import SETTLE_S, Service, Victim, fill, send, warm
 from tests.integration.daemon import until
 
 pytestmark = pytest.mark.root
@@ -22,12 +22,12 @@ _TRIES = 3000  # commits find room in what the store's log has already taken
 class Disk:
     """A small file system of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, size_bytes: int) -> None:
         self.place = directory / "disk"
         self._image, self._ballast = directory / "disk.img", self.place / "ballast"
         self.place.mkdir()
         with self._image.open("wb") as image:
-            image.truncate(DISK_BYTES)
+            image.truncate(size_bytes)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", self._image], check=True)
         subprocess.run(["mount", "-o", "loop", self._image, self.place], check=True)
         self.place.chmod(0o711)
@@ -52,11 +52,11 @@ class Disk:
 
 
 @pytest.fixture
-def disk() -> Iterator[Disk]:
+def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
     with TemporaryDirectory(prefix="alv-f-") as name:
         directory = Path(name)
         directory.chmod(0o711)
-        made = Disk(directory)
+        made = Disk(directory, getattr(request, "param", DISK_BYTES))
         yield made
         until(lambda: _unmounted(made), SETTLE_S, "an unmounted disk")
 
@@ -121,6 +121,27 @@ def test_run(victim: Victim, disk: Disk) -> None:
     disk.free()
     victim.settle()
     assert victim.ok("run", "--rm", "busybox", "cat", "/etc/hostname")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disk", [3 * DISK_BYTES], indirect=True)
+def test_run_a_machine(victim: Victim, disk: Disk) -> None:
+    """No template is left half made; a machine that runs is told of it and does not stand still."""
+    spec = {"image": "busybox", "isolation": "vm", "command": ["sleep", "600"]}
+    disk.fill(leave_bytes=80 << 20)
+    refused(victim, "POST", "/v1/instances", {"name": "it", "spec": spec})
+    until(lambda: not victim.names("instances"), SETTLE_S, "no instance")
+    assert not list((victim.state / "qemu/templates").glob("*"))
+    disk.free()
+    warm(victim)
+    victim.done("POST", "/v1/instances", {"name": "it", "spec": spec})
+    disk.fill()
+    done = victim.cli("exec", "it", "sh", "-c", "dd if=/dev/zero of=/f bs=1M count=64 && sync")
+    disk.free()
+    assert done.returncode != 0 or victim.ok("exec", "it", "ls", "/f")
+    victim.done("POST", "/v1/instances/it/stop", {"grace_s": 0})
+    victim.done("POST", "/v1/instances/it/start", {})
+    assert victim.ok("exec", "it", "cat", "/etc/hostname")
 
 
 def test_commit(victim: Victim, disk: Disk) -> None:
