@@ -26,6 +26,7 @@ def shared(make_victim: MakeVictim) -> Iterator[Victim]:
         warm(made)
         yield made
         finish(made)
+        assert not made.run_dir.exists()
     finally:
         made.destroy()
 

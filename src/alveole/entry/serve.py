@@ -158,11 +158,9 @@ def _tidy(run: Path) -> None:
     for path in run.iterdir():
         if path.is_symlink():
             path.unlink()
-        elif path.is_dir():
-            with suppress(OSError):  # not empty: it is somebody else's
-                path.rmdir()
-    with suppress(OSError):
-        run.rmdir()
+    for directory, _, _ in os.walk(run, topdown=False):
+        with suppress(OSError):  # not empty: it is somebody else's
+            Path(directory).rmdir()
 
 
 async def _run_halves(
