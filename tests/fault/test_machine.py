@@ -121,7 +121,7 @@ def test_a_guest_that_switches_itself_off_is_named(victim: Victim) -> None:
     assert reason(victim, "it") == (0, "powered off")
 
 
-@pytest.mark.parametrize("end", ["killed", "panicked"])
+@pytest.mark.parametrize("end", ["killed", pytest.param("panicked", marks=pytest.mark.slow)])
 def test_one_that_is_to_run_always_begins_again(victim: Victim, end: str) -> None:
     """What it had written and flushed is there."""
     record = run(victim, "it", "--restart", "always")
