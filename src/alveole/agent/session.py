@@ -25,7 +25,7 @@ class Agent:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._keepers: dict[str, Keeper] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, Task] = {}
         self.synced = asyncio.Event()  # everything assigned at the start has a keeper
 
     @property
@@ -128,11 +128,11 @@ class Agent:
         running = self._tasks.get(operation.id)
         if operation.state is not OperationState.RUNNING:
             if running is not None:
-                running.cancel()
+                running.end(operation)
             return
         if running is None:
-            task = Task(self._engine, operation)
-            self._tasks[operation.id] = group.create_task(self._finish(operation.id, task.run()), name=operation.verb)
+            task = self._tasks[operation.id] = Task(self._engine, operation)
+            group.create_task(self._finish(operation.id, task.run()), name=operation.verb)
 
     async def _finish(self, identifier: str, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -12,7 +12,7 @@ from alveole.agent.steps import StepLog
 from alveole.model.agent import TaskReport
 from alveole.model.error import AlveoleError, ErrorCode, internal
 from alveole.model.image import ImageContent, Recipe
-from alveole.model.operation import Operation
+from alveole.model.operation import Operation, OperationState
 from alveole.model.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,27 @@ class Task:
         self._operation = operation
         self._steps = StepLog(operation.verb, engine.clock, engine.fault)
         self._progress = ""
+        self._carrier: asyncio.Task[Any] | None = None
+        self._ended: Operation | None = None  # as it is once it is over, whoever ended it
+
+    def end(self, operation: Operation) -> None:
+        """It is over: stop what is still done for it."""
+        self._ended = operation
+        if self._carrier is not None:
+            self._carrier.cancel()
 
     async def run(self) -> None:
         """Carry it out and report the outcome. Cancelled when the operation was, or when the daemon stops."""
+        self._carrier = asyncio.current_task()
         reporter = asyncio.ensure_future(self._report_progress())
         try:
             result = await self._carry_out()
-            await self._report(finished=True, result=result)
+            if not await self._report(finished=True, result=result):
+                await self._take_back()
+        except asyncio.CancelledError:
+            if self._ended is not None and self._ended.state is not OperationState.DONE:
+                await asyncio.shield(self._take_back())
+            raise
         except AlveoleError as error:
             await self._report(finished=True, error=error)
         except OSError as error:
@@ -61,6 +75,11 @@ class Task:
             raise internal(f"this agent does not know {self._operation.verb}", hint="upgrade this node")
         with self._steps.step(self._operation.verb.partition(".")[2]):
             return await action(self._operation.params)
+
+    async def _take_back(self) -> None:
+        """It was cancelled when it had just been carried out. Images that no record names are collected anyway."""
+        if self._operation.verb == "volume.create":
+            await self._engine.volumes.remove(self._operation.params["volume"]["id"])
 
     async def _image_pull(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         content = await self._engine.images.pull(
@@ -109,7 +128,8 @@ class Task:
 
     async def _report(
         self, *, finished: bool, result: Mapping[str, Any] | None = None, error: AlveoleError | None = None
-    ) -> None:
+    ) -> bool:
+        """False if the operation was cancelled meanwhile."""
         told = {"code": error.code.value, "message": error.message, "hint": error.hint} if error else None
         report = TaskReport(
             project=self._operation.project,
@@ -125,13 +145,13 @@ class Task:
                 await self._engine.link.report_task(report)
             except AlveoleError as refused:
                 if refused.code is ErrorCode.CANCELLED:
-                    return
+                    return False
                 log.warning("could not report on operation %s: %s", self._operation.id, refused)
                 if not finished:
-                    return
+                    return True
                 await asyncio.sleep(RETRY_S)
             else:
-                return
+                return True
 
 
 def _content(content: ImageContent) -> Mapping[str, Any]:
