@@ -20,7 +20,7 @@ from tests.perf.test_start import add_steps
 TOPIC = "Machines"
 MACHINE: dict[str, Any] = {"isolation": "vm", "resources": {"memory_bytes": MACHINE_MIB << 20}}
 SERVER = ("httpd", "-f", "-p", "80")
-WORK = "head -c 128m /dev/zero | md5sum"
+WORK = "head -c 16m /dev/zero | md5sum"
 BOOTS, CLONES, COMMANDS, SIDE_BY_SIDE = 4, 12, 10, 4
 ANSWER_S = 60.0
 
@@ -87,7 +87,7 @@ def test_command_in_a_machine(alveole: Alveole, report: Report, template: dict[s
     work = ("sh", "-c", WORK)
     inside_s, beside_s = in_turn(BOOTS, _executed(alveole, machine, *work), _executed(alveole, container, *work))
     computing, beside_it = median(inside_s) - median(inside), median(beside_s) - median(beside)
-    what = f"a computation (`{WORK.replace('|', 'to')}`), exec taken off; beside in a container"
+    what = f"a computation (`{WORK.replace(' | ', ' to ')}`), exec taken off; beside in a container"
     report.add(TOPIC, Row(what, ms([computing]), ms([beside_it]), f"{computing / beside_it:.1f}"))
     for operation in (machine, container):
         alveole.remove(operation)
