@@ -37,8 +37,10 @@ def builder() -> Iterator[Daemon]:
         made.start()
         yield made
     finally:
-        finish(made)
-        shutil.rmtree(directory)
+        try:
+            finish(made)
+        finally:
+            shutil.rmtree(directory)
 
 
 def banner(address: str) -> str:
