@@ -63,7 +63,7 @@ def test_mounts_reach_the_guest_as_what_they_are(tmp_path: Path) -> None:
         CellMount(target="/t", source=None, size_bytes=1 << 20),
     )
     how = seed.plan(mounts, {file})
-    assert [(name, mount.target) for name, mount in how.disks] == [("disk0", "/v")]
+    assert [(name, mount.target) for name, mount in how.disks] == [("vv", "/v")]
     assert [(name, mount.target) for name, mount in how.files] == [("file1", "/etc/hosts")]
     assert [(name, mount.target) for name, mount in how.binds] == [("bind2", "/b")]
     assert [mount.target for mount in how.tmpfs] == ["/t"]
@@ -71,11 +71,11 @@ def test_mounts_reach_the_guest_as_what_they_are(tmp_path: Path) -> None:
     assert members["file/file1"] == b"content"
     config = json.loads(members["config.json"])
     sources = {mount["destination"]: mount["source"] for mount in config["mounts"]}
-    assert sources["/v"] == "/disks/disk0"
+    assert sources["/v"] == "/disks/vv"
     assert sources["/etc/hosts"] == "/run/seed/file/file1"
     assert sources["/b"] == "/disks/bind2"
     lines = members["setup"].decode()
-    assert 'mount -t ext4 -o ro "$(disk disk0)" /disks/disk0' in lines
+    assert 'mount -t ext4 -o ro "$(disk vv)" /disks/vv' in lines
     assert "directory bind2 trans=virtio" in lines
     assert str(tmp_path) not in members["config.json"].decode() + lines  # no path of the host's
 

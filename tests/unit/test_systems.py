@@ -85,9 +85,8 @@ def test_a_system_boots_its_own_disk_and_may_reboot() -> None:
     assert "size=1073741824" in root
     (seed,) = (word for word in argv if "node-name=seed" in word)
     assert "read-only=on" in seed
-    assert [word for word in argv if "bootindex" in word] == [
-        "virtio-blk-pci,id=root-device,drive=root,serial=root,addr=0x7,bootindex=0"
-    ]
+    (boots_from,) = (word for word in argv if "bootindex" in word)
+    assert boots_from.startswith("virtio-blk-pci,id=root-device,drive=root,")
     assert any(f"mac={CARD.mac}" in word for word in argv)
     assert command(machine(), incoming=True)[: len(argv)] == argv
 
