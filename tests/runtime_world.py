@@ -32,7 +32,8 @@ CARD = Card(
     control_gateway="169.254.0.1",
     has_route=False,
 )
-STATE = Path("/var/tmp/alveole-test-qemu")
+# Kept, since what machines begin from is made once; of one process of tests each, as of one daemon.
+STATE = Path(tempfile.gettempdir(), f"alveole-machines-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
 APPLETS = "sh echo sleep cat ls id mount nc true false ps kill grep stty hostname test yes head dd touch ulimit df"
 PATH = {"PATH": "/bin"}
 
