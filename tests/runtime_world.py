@@ -33,7 +33,7 @@ CARD = Card(
     has_route=False,
 )
 # Kept, since what machines begin from is made once; of one process of tests each, as of one daemon.
-STATE = Path(tempfile.gettempdir(), f"alveole-machines-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+STATE = Path(tempfile.gettempdir(), f"machines-of-tests-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
 APPLETS = "sh echo sleep cat ls id mount nc true false ps kill grep stty hostname test yes head dd touch ulimit df"
 PATH = {"PATH": "/bin"}
 
