@@ -162,7 +162,9 @@ async def test_a_create_that_is_cancelled_leaves_nothing(here: World) -> None:
         cell = here.cell(*FOREVER)
         creating = asyncio.ensure_future(runtime.create(cell))
         await asyncio.sleep(delay_ms / 1000)
-        creating.cancel()
+        if not creating.cancel():  # a quick host has made it by then
+            await delete(runtime, cell)
+            continue
         with pytest.raises(asyncio.CancelledError):
             await creating
         assert traces(here, cell) == []

@@ -147,7 +147,7 @@ class DiskVolumes:
 
     async def _open(self) -> Path:
         """The directory of the disks, all mounts being where they can be undone everywhere."""
-        self._place.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._place.mkdir(parents=True, exist_ok=True, mode=0o700)
         await ensure_shared(self._place)
         return await self._pool.ensure_open()
 

@@ -50,7 +50,7 @@ class Pool:
     async def ensure_open(self) -> Path:
         """The directory that holds the disks."""
         async with self._lock:
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not self._file.exists():
                 if _has_reflink(self._root):
                     return self._root

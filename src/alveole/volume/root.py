@@ -35,7 +35,7 @@ class RootDisks:
             await self._pool.ensure_space(need_bytes, "the root disk of an image")
             new = disk.with_suffix(".new")
             with _undone(new):
-                disk.parent.mkdir(mode=0o711, exist_ok=True)
+                disk.parent.mkdir(mode=0o700, exist_ok=True)
                 await make(new)
                 await in_thread(partial(rename_durably, new, disk))
         return disk
@@ -48,7 +48,7 @@ class RootDisks:
             await self._pool.ensure_space(0, "the root disk of an instance")
             new = disk.with_suffix(".new")
             with _undone(new):
-                disk.parent.mkdir(mode=0o711, exist_ok=True)
+                disk.parent.mkdir(mode=0o700, exist_ok=True)
                 await in_thread(partial(_copy, base, new, disk))
         return disk
 

@@ -46,6 +46,7 @@ class Builder:
             network_namespace=None,
             cgroup=f"{self.cell.cgroup.rpartition('/')[0]}/{identifier}",
         )
+        await _clean(self.jail, cell.id, cell.directory, cell.run_directory, cell.cgroup)
         try:
             cell.directory.mkdir()
             cell.run_directory.mkdir(parents=True, exist_ok=True)

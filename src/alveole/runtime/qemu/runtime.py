@@ -101,6 +101,7 @@ class QemuRuntime:
         self._boot = BootFiles(state)
         self._accelerator = accelerator
         self._version = ""
+        self._memory = asyncio.Lock()  # one at a time makes the files that machines boot with
         self.templates = Templates(state / "templates")
         self._templates_run = run_directory / "t"
         self._systems = Systems(self._jail, run_directory, self._accelerator_of, self._qemu, self._empty_memory)
@@ -226,7 +227,7 @@ class QemuRuntime:
             root=make_root(self._run_directory / "jail"),
             place=_place(cell.run_directory),
             boot=boot,
-            memory=await in_thread(lambda: self._empty_memory(machine.memory_mib)),
+            memory=await self._ensure_empty_memory(machine.memory_mib),
             disks={"root": cell.root_disk, **{name: mount.source for name, mount in how.disks if mount.source}},
             binds={name: mount.source for name, mount in how.binds if mount.source},
         )
@@ -277,6 +278,10 @@ class QemuRuntime:
             workdir=cell.process.workdir,
         )
         (cell.directory / "machine.json").write_bytes(about.to_json())
+
+    async def _ensure_empty_memory(self, size_mib: int) -> Path:
+        async with self._memory:
+            return await in_thread(lambda: self._empty_memory(size_mib))
 
     def _empty_memory(self, size_mib: int) -> Path:
         """A sparse file that reads as zeros: what the memory of a machine that boots is mapped from."""
