@@ -7,6 +7,7 @@ import shutil
 import signal as signals
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,8 +162,7 @@ class OciRuntime:
         await self._cgroups.remove(cgroup)
         for file in (place.handle_file, place.exit_file, place.oom_file):
             file.unlink(missing_ok=True)
-        if place.bundle.exists():
-            await in_thread(partial(shutil.rmtree, place.bundle))
+        await in_thread(partial(_remove, place.bundle))
 
     async def recover(self, cell_id: str, directory: Path, run_directory: Path) -> Recovered:
         place = Place(cell_id, directory, run_directory)
@@ -230,6 +230,13 @@ class OciRuntime:
         """created | running | stopped | paused, as the engine says; empty if it does not know the instance."""
         result = await self._run(place, "state", place.id)
         return str(json.loads(result.stdout)["status"]) if result.code == 0 else ""
+
+
+def _remove(directory: Path) -> None:
+    """Commands run in the instance that end meanwhile remove their own files."""
+    while directory.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
 
 
 def place_of(handle: Handle) -> Place:
