@@ -83,6 +83,8 @@ def take(source: Path, target: Path) -> None:
         if len(content) > _STATE_LIMIT_BYTES:
             raise internal(f"the state of a machine's devices is larger than {_STATE_LIMIT_BYTES >> 20} MiB")
         copy.write(content)
+        copy.flush()
+        os.fsync(copy.fileno())  # as the pages are, and QEMU's disks when it stops: a power cut may follow
 
 
 async def _start_pages(*arguments: object) -> asyncio.subprocess.Process:

@@ -8,7 +8,7 @@ What goes in passes through a FIFO that QEMU holds open, a line a request, some 
     resize ROWS COLUMNS     its terminal
     command NAME BYTES      the process of a command about to be run over the control connection
     kill NAME               SIGKILL to that command
-    mount TOKEN NAME ro|rw TARGET    a disk that was just plugged in, where the instance sees it
+    mount TOKEN NAME ro|rw TARGET    a disk that was just plugged in, where the instance sees it: TARGET is base64
     unmount TOKEN NAME
 
 What comes out is appended to a file, a line each; what it says still stands after the daemon was restarted:

@@ -4,6 +4,7 @@ QEMU cannot open them in its jail: it is handed a descriptor. The guest mounts t
 """
 
 import asyncio
+import base64
 import os
 import secrets
 from collections.abc import Callable
@@ -34,7 +35,8 @@ async def plug_disk(place: Path, guest: Guest, name: str, mount: CellMount, *, a
     finally:
         os.close(descriptor)
     access = "ro" if mount.read_only else "rw"
-    refusal = await _ask(guest, "mount", f"{name} {access} {mount.target}", alive=alive)
+    target = base64.b64encode(mount.target.encode()).decode()  # it may hold spaces, and lines of its own
+    refusal = await _ask(guest, "mount", f"{name} {access} {target}", alive=alive)
     if refusal:
         await _take_out(place, name)
         raise conflict(f"the machine cannot mount it at {mount.target}: {refusal}")
