@@ -106,6 +106,19 @@ def test_a_command_in_a_machine_ends_with_its_daemon(victim: Victim) -> None:
     assert is_alive(record["status"]["pid"])
 
 
+def test_requests_that_waited_for_a_machine_that_stood_still_are_each_obeyed(victim: Victim) -> None:
+    """They reach its guest in one piece."""
+    pid = run(victim, "it")["status"]["pid"]
+    send(pid, signal.SIGSTOP)
+    try:
+        argv = victim.argv("exec", "it", "busybox", "echo", "done")
+        clients = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        time.sleep(2.0)  # for them to ask; a machine that stands still tells nobody that it was asked
+    finally:
+        send(pid, signal.SIGCONT)
+    assert [client.communicate(timeout=LONG_S)[0] for client in clients] == ["done\n"] * 4
+
+
 def test_a_panic_of_the_guests_kernel_is_named(victim: Victim) -> None:
     record = run(victim, "it")
     as_guest_root(victim, record, "sleep 0.1; echo c >/proc/sysrq-trigger")

@@ -25,7 +25,7 @@ SETTLE_S = 3.0
 _UID_WINDOW = 1 << 28
 
 
-def until(probe: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
+def until(probe: Callable[[], T], timeout_s: float = 30.0, what: str = "") -> T:
     """Ask until the answer is true, and return it. Raises TimeoutError with the last answer."""
     deadline = time.monotonic() + timeout_s
     while not (answer := probe()):
@@ -263,7 +263,7 @@ class Daemon:
     def phase(self, ref: str) -> str:
         return str(self.instance(ref)["status"]["phase"])
 
-    def wait_phase(self, ref: str, phase: str, timeout_s: float = 15.0) -> dict[str, Any]:
+    def wait_phase(self, ref: str, phase: str, timeout_s: float = 30.0) -> dict[str, Any]:
         until(lambda: self.phase(ref) == phase, timeout_s, f"phase {phase} of {ref}")
         return self.instance(ref)
 

@@ -175,16 +175,27 @@ def test_exec_failures(daemon: Daemon, sleeper: str) -> None:
     assert "not running" in daemon.fails("exec", sleeper, "true", code=125)
 
 
+def test_commands_at_once(daemon: Daemon, sleeper: str) -> None:
+    """Requests that reach the instance in one piece are each taken for what they are."""
+    words = [f"word{i}" for i in range(6)]
+    clients = [
+        subprocess.Popen(daemon.argv("exec", sleeper, "echo", word), stdout=subprocess.PIPE, text=True)
+        for word in words
+    ]
+    assert [client.communicate(timeout=60)[0].strip() for client in clients] == words
+
+
 def test_exec_killed_by_a_signal(daemon: Daemon, sleeper: str) -> None:
     assert daemon.cli("exec", sleeper, "sh", "-c", "kill -9 $$").returncode == 137
 
 
 def test_exec_ends_with_its_client(daemon: Daemon, sleeper: str) -> None:
     """A client that vanishes leaves no process behind in the instance."""
-    client = subprocess.Popen(daemon.argv("exec", sleeper, "sleep", "4321"))
-    until(lambda: "4321" in daemon.ok("exec", sleeper, "ps"))
-    client.kill()
-    client.wait()
+    with subprocess.Popen(daemon.argv("exec", sleeper, "sleep", "4321")) as client:
+        try:
+            until(lambda: "4321" in daemon.ok("exec", sleeper, "ps"))
+        finally:
+            client.kill()
     until(lambda: "4321" not in daemon.ok("exec", sleeper, "ps"))
 
 

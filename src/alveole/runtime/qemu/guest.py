@@ -26,6 +26,7 @@ The guest is hostile: the files are bounded by the file system they are on, and 
 import asyncio
 import base64
 import errno
+import fcntl
 import os
 import re
 import time
@@ -158,6 +159,7 @@ def _write(fifo: Path, data: bytes) -> None:
         raise
     deadline = time.monotonic() + _WRITE_TIMEOUT_S
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # one request after the other, also where the pipe takes a part at once
         while data:
             try:
                 data = data[os.write(descriptor, data) :]

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal as signals
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ LEAST_MEMORY_BYTES = 128 << 20
 _START_TIMEOUT_S = 60.0
 _FLUSH_TIMEOUT_S = 5.0
 _REQUESTS = ("seed", "renew")
+_CONNECTING = 4  # at once to one guest: its server resets the sixth connection that has not shown its key yet
 _TOOL_TIMEOUT_S = 30.0
 _GUEST_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
@@ -101,6 +103,7 @@ class QemuRuntime:
         self._boot = BootFiles(state)
         self._accelerator = accelerator
         self._version = ""
+        self._connecting = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_CONNECTING))
         self._memory = asyncio.Lock()  # one at a time makes the files that machines boot with
         self.templates = Templates(state / "templates")
         self._templates_run = run_directory / "t"
@@ -295,6 +298,7 @@ class QemuRuntime:
         return path
 
     async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
+        self._connecting.pop(cell_id, None)
         await self._jail.delete(cell_id, directory, run_directory, cgroup)
         await remove_place(_place(run_directory))
         for name in ("key", "key.pub", *_REQUESTS):
@@ -380,7 +384,9 @@ class QemuRuntime:
             key=Path(handle.run_directory, "key"),
         )
         try:
-            return await execution.open_session(launcher, request, process, bundle.process(process, _GUEST_LIMITS))
+            specification = bundle.process(process, _GUEST_LIMITS)
+            async with self._connecting[handle.id]:
+                return await execution.open_session(launcher, request, process, specification)
         except execution.NotStarted as error:
             raise fault(self.name, str(error), process.args, process.workdir) from error
 
