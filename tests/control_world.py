@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from alveole.agent import cellmaker
+from alveole.agent import cellmaker, snapshots
 from alveole.agent.engine import Engine
 from alveole.agent.record import Paths
 from alveole.agent.session import Agent
@@ -39,6 +39,7 @@ from tests.fakes import FakeImages, FakeNetwork, FakeVolumes, WatchedRuntime, mo
 from tests.virtual import SeededIds, VirtualClock
 
 PROGRAMS: Mapping[tuple[str, ...], Program] = {
+    ("quick",): Program(code=0, after_s=0.0),
     ("ok",): Program(code=0, after_s=0.5, stdout=b"done\n"),
     ("fail",): Program(code=3, after_s=0.5),
     ("serve",): Program(after_s=None, stdout=b"ready\n", handles={15: 0}),
@@ -220,6 +221,9 @@ class World:
         assert {path.name for path in (self.root / "state/instances").glob("*")} <= set(known)
         assert {path.name for path in (self.root / "run/i").glob("*")} <= set(known)
         assert len(self.network.ranges) <= len(known)
+        assert {path.name for path in (self.root / "state/snapshots").glob("*")} <= {
+            s.id for s in self.records("snapshots")
+        }
         assert self.volumes.disks == {volume.id for volume in self.records("volumes")}
         cache = self.context.cache
         assert cache.names("addresses/") == {instance.address for instance in known.values() if instance.address}
@@ -243,6 +247,8 @@ async def living(root: Path, **fields: Any) -> AsyncIterator[World]:
         patch.setattr(mount, "bind_idmapped", _fake_bind)
         patch.setattr(mount, "unmount_below", _fake_unmount)
         patch.setattr(cellmaker, "run", _fake_rm)
+        patch.setattr(snapshots, "run", _fake_rm)
+        patch.setattr(snapshots, "copy_tree", _fake_copy)
         await world.control_up()
         await world.agent_up()
         try:
@@ -262,6 +268,10 @@ async def _fake_bind(_source: Path, target: Path, _namespace: Path, **_how: Any)
 
 async def _fake_unmount(_directory: Path) -> None:
     return
+
+
+async def _fake_copy(source: Path, target: Path, **_shift: Any) -> None:
+    shutil.copytree(source, target)
 
 
 async def _fake_rm(argv: Sequence[str], **_limits: Any) -> None:

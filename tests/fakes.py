@@ -130,8 +130,20 @@ class FakeVolumes:
         self.roots.add(instance_id)
         return self._directory / f"{instance_id}.img"
 
-    async def copy_root_disk(self, source_id: str, instance_id: str) -> Path:
+    async def copy_root_disk(self, source_id: str, instance_id: str, *, replace: bool = False) -> Path:
         return await self.root_disk(instance_id, self._directory / f"{source_id}.img")
+
+    async def keep_volume(self, volume_id: str, copy_id: str) -> None:
+        if volume_id not in self.disks:
+            raise not_found(f"volume {volume_id} has no disk")
+        self.roots.add(copy_id)
+
+    async def restore_volume(self, copy_id: str, volume: Volume) -> None:
+        if copy_id not in self.roots:
+            raise not_found(f"disk {copy_id} is not there")
+        if volume.id in self.mounted:
+            raise conflict(f"volume {volume.name} is mounted")
+        self.disks.add(volume.id)
 
     async def remove_root_disk(self, instance_id: str) -> None:
         self.roots.discard(instance_id)

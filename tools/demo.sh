@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Show Alveole at work: nginx as a container and redis as a sandbox, each reached through a published port; then the
-# same nginx behind all three walls, and a fork of the machine, side by side.
+# same nginx behind all three walls, and a fork of the machine, side by side; then twenty clones of that machine, a fork
+# of one that was changed, and the changed one begun anew.
 #   tools/demo.sh         start it, or show it again
 #   tools/demo.sh clean   remove its instances and images, and stop the daemon if the demo started it
 set -euo pipefail
@@ -15,6 +16,8 @@ READY_WITHIN_S=30
 WALLS=(demo-web demo-web-sandbox demo-web-vm demo-web-fork) # one image
 INSTANCES=(demo-cache "${WALLS[@]}")
 IMAGES=(demo-nginx demo-redis)
+CLONES=20
+PAGE=/var/www/html/index.html
 
 alveole() { .venv/bin/alveole "$@"; }
 die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
@@ -111,6 +114,7 @@ start() {
     show stats --no-stream
     show_steps
     compare_walls
+    clone_and_recreate
     cat <<END
 
 All are running. Go on:
@@ -133,6 +137,26 @@ compare_walls() { # the same image behind each wall
     answers demo-web-fork
     printf '\nOne image behind three walls, and a fork of the third:\n'
     .venv/bin/python tools/demo_walls.py "${WALLS[@]}"
+}
+
+clone_and_recreate() { # what is running in demo-web-vm, many times
+    local clones=() number began evidence
+    for ((number = 1; number <= CLONES; number++)); do clones+=("demo-clone-$number"); done
+    alveole rm --force "${clones[@]}" demo-changed >/dev/null 2>&1 || true
+    began=$EPOCHREALTIME
+    show fork --count "$CLONES" --name-prefix demo-clone- demo-web-vm
+    for number in "${clones[@]}"; do answers "$number"; done
+    awk -v from="$began" -v to="$EPOCHREALTIME" -v clones="$CLONES" \
+        'BEGIN { printf "\n%d clones answer, %.1f s after the first was asked for.\n", clones, to - from }'
+    show exec demo-clone-1 sh -c "echo compromised >$PAGE"
+    show fork --name demo-changed demo-clone-1
+    show recreate --keep-evidence demo-clone-1
+    answers demo-clone-1
+    show exec demo-changed cat "$PAGE" # what was changed is in its fork
+    alveole exec demo-clone-1 test ! -e "$PAGE" || die "demo-clone-1 was not begun anew"
+    mapfile -t evidence < <(alveole snapshot ls --quiet demo-clone-1)
+    alveole snapshot rm "${evidence[@]}" >/dev/null
+    alveole rm --force "${clones[@]}" demo-changed >/dev/null
 }
 
 answers() { # instance: until it serves

@@ -125,7 +125,7 @@ class Victim(Daemon):
 
     def _files(self) -> Iterator[str]:
         """Of its directories, down to one level below each instance, but nothing of an image or instance's own."""
-        for pattern in ("instances/*/*", "images/tmp/*", "volumes/*", "volumes/*/*"):
+        for pattern in ("instances/*/*", "snapshots/*", "images/tmp/*", "volumes/*", "volumes/*/*"):
             yield from self._names(self.state, pattern)
         for pattern in ("*", "i/*/*", "storage/*/*"):
             yield from self._names(self.run_dir, pattern)

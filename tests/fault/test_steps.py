@@ -58,6 +58,7 @@ class World:
         victim = self.victim
         for kind, kept in (
             ("instances", {"stands", "boxed"}),
+            ("snapshots", set()),
             ("volumes", {"still", "data"}),
             ("networks", {"default"}),
         ):
@@ -77,7 +78,7 @@ Ask = Callable[[World], Any]
 ORDINARY = frozenset(
     [
         *("run", "run a sandbox", "run without its program", "stop", "rm -f", "end and begin again"),
-        *("fork", "sleep"),
+        *("fork", "sleep", "snapshot create", "snapshot restore"),
         *("volume create", "volume rm", "image import", "image pull", "image build", "image rm"),
     ]
 )
@@ -166,6 +167,14 @@ def make_image(world: World) -> None:
     world.victim.done("POST", "/v1/images/import", world.import_body("new"))
 
 
+def have_snapshot(isolation: str = "container", *, memory: bool = False, **changes: Any) -> Ask:
+    def prepare(world: World) -> None:
+        have(isolation, **changes)(world)
+        world.victim.done("POST", "/v1/snapshots", {"instance": "target", "name": "kept", "memory": memory})
+
+    return prepare
+
+
 def build_body() -> dict[str, Any]:
     files = [{"target": "/bin/busybox", "source": "/bin/busybox", "mode": "0755"}]
     commands = [["/bin/busybox", "touch", "/made"]]
@@ -249,6 +258,15 @@ ACTIONS = (
         ),
     ),
     Action(
+        "fork paused",
+        steps("prepare", "capture"),
+        ask("POST", "/v1/instances/target/fork", {"name": "twin", "paused": True}),
+        have("vm", **_ALONE),
+        lambda world: (
+            [i["status"]["phase"] for i in world.victim.items("instances") if i["name"] == "twin"] == ["asleep"]
+        ),
+    ),
+    Action(
         "sleep",
         (*steps("sleep", "capture"), *steps("sleep", *_UNMAKE)),
         ask("POST", "/v1/instances/target/sleep", {}),
@@ -267,6 +285,41 @@ ACTIONS = (
         (*steps("stop", "kill", "delete"), *steps("start", *_MAKE[:2], "renew", *_MAKE[2:], "start")),
         ask("POST", "/v1/instances/target/recreate", {}),
         have(),
+        phase("running"),
+    ),
+    Action(
+        "snapshot create",
+        steps("snapshot.create", "pause", "copy", "keep"),
+        ask("POST", "/v1/snapshots", {"instance": "target", "name": "kept"}),
+        have(),
+        named("snapshots", "kept", there=True),
+    ),
+    Action(
+        "snapshot create with memory",
+        steps("snapshot.create", "capture", "keep"),
+        ask("POST", "/v1/snapshots", {"instance": "target", "name": "kept", "memory": True}),
+        have("vm", **_ALONE),
+        named("snapshots", "kept", there=True),
+    ),
+    Action(
+        "snapshot rm",
+        steps("snapshot.rm", "rm"),
+        ask("DELETE", "/v1/snapshots/kept"),
+        have_snapshot(),
+        named("snapshots", "kept", there=False),
+    ),
+    Action(
+        "snapshot restore",
+        (*steps("stop", "kill", "delete"), *steps("start", *_MAKE[:2], "renew", *_MAKE[2:], "start")),
+        ask("POST", "/v1/snapshots/kept/restore", {}),
+        have_snapshot(),
+        phase("running"),
+    ),
+    Action(
+        "snapshot restore with memory",
+        (*steps("stop", "kill", "delete"), *steps("start", *_MAKE[:2], "renew", *_MAKE[2:], "start")),
+        ask("POST", "/v1/snapshots/kept/restore", {}),
+        have_snapshot("vm", memory=True, **_ALONE),
         phase("running"),
     ),
     Action(

@@ -271,8 +271,9 @@ class Daemon:
         return [item["name"] for item in self.api("GET", f"/v1/{plural}")[1]["items"]]
 
     def clear(self) -> None:
-        """Remove every instance, volume and network, in this order."""
+        """Remove every instance, snapshot, volume and network, in this order."""
         self._remove_all("instances", "rm", "-f")
+        self._remove_all("snapshots", "snapshot", "rm")
         self._remove_all("volumes", "volume", "rm")
         self._remove_all("networks", "network", "rm")
 

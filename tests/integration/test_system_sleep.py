@@ -87,3 +87,21 @@ def test_with_a_volume_it_stays_awake(daemon: Daemon) -> None:
     daemon.ok("run", "-d", "--name", "holder", "--isolation", "vm", "-v", "data:/d", "busybox", "sleep", "600")
     assert "holder has data mounted" in daemon.fails("sleep", "holder")
     assert daemon.ok("exec", "holder", "sh", "-c", "echo on > /d/f; cat /d/f") == "on"
+
+
+def test_a_fork_begins_asleep_and_goes_on_from_that_moment(daemon: Daemon) -> None:
+    counting(daemon, "web")
+    daemon.ok("fork", "--paused", "--count", "2", "--name-prefix", "later-", "web")
+    seen = count(daemon, "web")
+    assert {daemon.phase(name) for name in ("later-1", "later-2")} == {"asleep"}
+    assert machines(daemon, "later-1") == 0
+    daemon.ok("rm", "-f", "web")
+    daemon.stop()
+    daemon.start()
+    daemon.ok("wake", "later-1")
+    assert 0 < count(daemon, "later-1") < seen + 200
+    assert daemon.ok("exec", "later-1", "hostname") == "later-1"
+    daemon.ok("stop", "later-2")
+    assert daemon.phase("later-2") == "exited"
+    daemon.ok("start", "later-2")
+    until(lambda: daemon.ok("exec", "later-2", "cat", "/dev/shm/count").strip().isdigit())

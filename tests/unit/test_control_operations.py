@@ -173,3 +173,10 @@ async def test_only_the_latest_operations_are_kept(tmp_path: Path, monkeypatch: 
         kept = {operation.id for operation in world.records("operations")}
         assert kept == {under_way.id, *made[-5:]}
         world.images.gate.set()
+
+
+@virtual
+async def test_a_run_that_ends_at_once_has_the_steps_of_its_start(tmp_path: Path) -> None:
+    async with living(tmp_path) as world:
+        operation = await world.run(command=("quick",))
+        assert [step.name for step in operation.steps] == ["image", "network", "root", "mounts", "create", "start"]

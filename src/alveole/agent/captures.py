@@ -37,13 +37,14 @@ class Captures:
         """
         mine = paths.origin(instance_id)
         async with self._locks.setdefault(origin.moment, asyncio.Lock()):
+            if mine.exists():
+                return mine
             self._taken[origin.moment] = time.monotonic()
             moment = paths.moments / origin.moment
             if not moment.exists():
                 await self._capture(moment, volumes, cast("Capturing", runtime), origin)
-            if not mine.exists():
-                await in_thread(partial(_link_all, moment, mine))
             await volumes.copy_root_disk(_disk(origin.moment), instance_id)
+            await in_thread(partial(link_all, moment, mine))
             self._taken[origin.moment] = time.monotonic()
         return mine
 
@@ -87,7 +88,10 @@ def _disk(moment: str) -> str:
     return f"moment-{moment}"
 
 
-def _link_all(source: Path, target: Path) -> None:
+def link_all(source: Path, target: Path) -> None:
+    """All files of a directory by other names; nothing if ``target`` is there already."""
+    if target.exists():
+        return
     new = target.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

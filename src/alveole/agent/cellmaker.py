@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
+from alveole.agent import snapshots
 from alveole.agent.cell import build_cell, hostname_of, image_config
 from alveole.agent.engine import Engine
 from alveole.agent.mounts import ensure_mounts, release_volumes, unmount_all
@@ -55,14 +56,13 @@ async def make(
     origin = None
     if record.renewal < instance.renewal:
         with steps.step("renew"):
-            await _begin_anew(engine, record)
-        record = record.replace(renewal=instance.renewal, asleep=False, has_begun=True)
+            await snapshots.begin_anew(engine, assignment, record)
+        record = record.replace(renewal=instance.renewal, asleep=False, has_begun=False)
         yield record
     if record.asleep:
         origin = engine.paths.asleep(instance.id)
     elif instance.origin is not None and not record.has_begun:
-        with steps.step("capture"):
-            origin = await capture_origin(engine, instance, instance.origin)
+        origin = await _ensure_origin(engine, instance, instance.origin, steps)
     with steps.step("root"):
         if not instance.is_system:
             await _mount_root(engine, instance, attachment, shifted=shifted)
@@ -100,10 +100,24 @@ async def _ensure_image(engine: Engine, instance: Instance) -> None:
         )
 
 
-async def capture_origin(engine: Engine, instance: Instance, origin: Origin) -> Path:
-    """Its own copy of what the instance it was forked from was at that moment, and its root disk."""
-    runtime = engine.runtimes[instance.spec.isolation]
-    return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id)
+async def _ensure_origin(engine: Engine, instance: Instance, origin: Origin, steps: StepLog) -> Path | None:
+    """Its own copy of what the instance it begins from was at that moment. None: it has no memory of it."""
+    if origin.snapshot:  # it got all of it when its files began anew
+        return engine.paths.origin(instance.id) if origin.memory else None
+    with steps.step("capture"):
+        runtime = engine.runtimes[instance.spec.isolation]
+        return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id)
+
+
+async def prepare_asleep(engine: Engine, instance: Instance) -> None:
+    """What a fork goes on from, as what sleeps has it."""
+    asleep = engine.paths.asleep(instance.id)
+    if not asleep.exists():
+        assert instance.origin is not None  # noqa: S101  (nothing else begins asleep)
+        engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
+        runtime = engine.runtimes[instance.spec.isolation]
+        origin = await engine.captures.take(engine.paths, engine.volumes, runtime, instance.origin, instance.id)
+        origin.rename(asleep)
 
 
 async def put_to_sleep(engine: Engine, runtime: Capturing, handle: Handle) -> None:
@@ -130,17 +144,6 @@ async def forget_origin(engine: Engine, instance_id: str) -> None:
     for directory in (engine.paths.origin(instance_id), engine.paths.asleep(instance_id)):
         if directory.exists():
             await in_thread(partial(shutil.rmtree, directory))
-
-
-async def _begin_anew(engine: Engine, record: LocalRecord) -> None:
-    """Leave nothing of its files."""
-    paths, identifier = engine.paths, record.instance_id
-    await mount.unmount(paths.root(identifier))
-    await forget_origin(engine, identifier)
-    await engine.volumes.remove_root_disk(identifier)
-    doomed = [str(path) for path in (paths.upper(identifier), paths.work(identifier)) if path.exists()]
-    if doomed:
-        await run(["rm", "-rf", "--one-file-system", "--", *doomed], timeout_s=REMOVE_TIMEOUT_S)
 
 
 async def _attach(

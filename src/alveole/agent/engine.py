@@ -1,6 +1,7 @@
 """What the agent works with: the drivers of this node, chosen by the composition root."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -36,5 +37,7 @@ class Engine:
     cgroups: Cgroups
     fault: FaultHook
     captures: Captures = field(default_factory=Captures)
+    files: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """By instance id: held by who makes, replaces, copies or removes its files."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
     volume_holders: VolumeHolders = field(default_factory=VolumeHolders)

@@ -38,6 +38,11 @@ class VolumeHolders:
         for volume_id in volume_ids:
             self._holders.setdefault(volume_id, {})[holder.instance_id] = holder
 
+    def others(self, volume_id: str, instance_id: str) -> list[str]:
+        """Names of other instances that hold it."""
+        held = self._holders.get(volume_id, {})
+        return sorted(holder.name for holder in held.values() if holder.instance_id != instance_id)
+
     def release(self, volume_id: str, instance_id: str) -> bool:
         """Let go, if it held it at all. Whether nobody holds it now."""
         holders = self._holders.get(volume_id, {})

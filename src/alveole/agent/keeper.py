@@ -17,19 +17,19 @@ from alveole.agent.health import watch_health
 from alveole.agent.holders import Holder
 from alveole.agent.mounts import hold_volumes
 from alveole.agent.record import LocalRecord, ids_on_disk, load, save
+from alveole.agent.reporter import RETRY_S, Reporter
 from alveole.agent.steps import StepLog
-from alveole.model.agent import InstanceAssignment, InstanceReport
+from alveole.model.agent import InstanceAssignment
 from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.health import Health
 from alveole.model.instance import Desired, Instance, InstanceStatus, Phase
 from alveole.policy.admission import signal_number
-from alveole.policy.lifecycle import Remove, Rest, Sleep, Start, Stop, backoff, decide, wants_restart
+from alveole.policy.lifecycle import Prepare, Remove, Rest, Sleep, Start, Stop, backoff, decide, wants_restart
 from alveole.runtime.base import Capability, Exit, Handle, State
 
 log = logging.getLogger(__name__)
 ATTACH_WAIT_S = 10.0
 SLOW_S = 0.5  # a start that takes longer is reported while it is under way
-RETRY_S = 1.0
 UNKNOWN_EXIT_CODE = 255
 
 
@@ -46,7 +46,7 @@ class Keeper:
         self._ended: asyncio.Task[Exit] | None = None
         self._health: asyncio.Task[None] | None = None
         self._steps = StepLog("adopt", engine.clock, engine.fault)
-        self._reported: InstanceReport | None = None
+        self._reporter = Reporter(engine.link)
         found = load(engine.paths, instance_id)
         self._lost = found is None and engine.paths.home(instance_id).exists()
         self.local = found if found is not None else self._blank()
@@ -105,6 +105,8 @@ class Keeper:
         self._engine.volume_holders.adopt(local.volumes, holder)
         found = await runtime.recover(self.id, paths.runtime(self.id), paths.sockets(self.id))
         there = found.handle is not None and found.state in {State.RUNNING, State.EXITED}
+        if found.handle is not None and found.state is State.RUNNING:
+            await runtime.resume(found.handle)  # it stood still if that daemon died while it took a snapshot
         if there and local.starting:  # the daemon died between starting it and remembering that
             self.local = local.replace(handle=found.handle)
             await self._note_started(local.restarts)
@@ -130,6 +132,7 @@ class Keeper:
         """One decision and what follows. False when nothing of the instance is left."""
         self._changed.clear()
         if self._ended is not None and self._ended.done():
+            await self._report(self.local.status)  # that it ran, with the steps of its start, if not told yet
             self._steps = StepLog("end", self._engine.clock, self._engine.fault)
             await self._note_ended(self._ended.result())
         if self._assignment is None:
@@ -145,6 +148,8 @@ class Keeper:
                 await self._interruptible(self._stop(instance, grace_s))
             case Sleep():
                 await self._sleep()
+            case Prepare():
+                await self._prepare(instance)
             case Remove():
                 await self._remove()
                 return False
@@ -191,7 +196,7 @@ class Keeper:
         self._steps = StepLog("start", self._engine.clock, self._engine.fault)
         slow = asyncio.ensure_future(self._report_slow())
         try:
-            async with self._engine.starts:
+            async with self._engine.files[self.id], self._engine.starts:
                 await self._make(assignment, restarts)
             if instance.spec.attach and restarts == 0:
                 await self._await_client()
@@ -338,6 +343,21 @@ class Keeper:
         self._remember(status.replace(phase=Phase.ASLEEP, pid=None, health=None), asleep=True)
         await self._unmake()
 
+    async def _prepare(self, instance: Instance) -> None:
+        """Let it be asleep from the beginning."""
+        self._steps = StepLog("prepare", self._engine.clock, self._engine.fault)
+        self.local = self.local.replace(run=instance.run)
+        try:
+            async with self._engine.files[self.id]:
+                with self._steps.step("capture"):
+                    await cellmaker.prepare_asleep(self._engine, instance)
+        except (AlveoleError, OSError) as error:
+            known = error if isinstance(error, AlveoleError) else told(error)
+            await self._note_failed(instance, 0, known)
+        else:
+            status = InstanceStatus(phase=Phase.ASLEEP, run=instance.run)
+            self._remember(status, asleep=True, has_begun=True)
+
     async def _replug(self, assignment: InstanceAssignment) -> None:
         """Give it the volumes it shall have. If that fails, the control plane is told why, and takes that back."""
         self._steps = StepLog("replug", self._engine.clock, self._engine.fault)
@@ -393,7 +413,7 @@ class Keeper:
         self._steps = StepLog("remove", self._engine.clock, self._engine.fault)
         await self._unmake()
         with self._steps.step("files"):
-            await cellmaker.remove_files(self._engine, self.local)
+            await self._remove_files()
         await self._report(self.local.status, removed=True)
 
     async def _abandon(self) -> None:
@@ -402,7 +422,12 @@ class Keeper:
             await self._runtime.kill(self.local.handle)
             await asyncio.wait({self._ended})
         await self._unmake()
-        await cellmaker.remove_files(self._engine, self.local)
+        await self._remove_files()
+
+    async def _remove_files(self) -> None:
+        async with self._engine.files[self.id]:
+            await cellmaker.remove_files(self._engine, self.local)
+        self._engine.files.pop(self.id, None)
 
     async def _unmake(self) -> None:
         await cellmaker.unmake(self._engine, self.local, self._steps)
@@ -440,31 +465,9 @@ class Keeper:
             log.warning("what became of instance %s could not be written down: %s", self.local.name, told(error))
 
     async def _report(self, status: InstanceStatus, *, removed: bool = False) -> None:
-        """Tell the control plane, until it has heard. A stale epoch means: not ours any more."""
         instance = self.instance
-        if instance is None or instance.placement is None:
-            return
-        report = InstanceReport(
-            project=instance.project,
-            name=instance.name,
-            instance_id=instance.id,
-            epoch=instance.placement.epoch,
-            status=status.replace(observed_generation=instance.generation),
-            removed=removed,
-            steps=self._steps.steps,
-        )
-        if self._reported is None and not removed and report.status == instance.status:
-            return  # as it was before this daemon
-        while report != self._reported:
-            try:
-                await self._engine.link.report_instance(report)
-                self._reported = report
-            except AlveoleError as error:
-                if error.code is ErrorCode.CONFLICT:
-                    self.assign(None)
-                    return
-                log.warning("could not report on %s, trying again: %s", instance.name, error)
-                await asyncio.sleep(RETRY_S)
+        if instance is not None and not await self._reporter.send(instance, status, self._steps.steps, removed=removed):
+            self.assign(None)
 
     @staticmethod
     async def _cancel(task: "asyncio.Future[Any] | None") -> None:

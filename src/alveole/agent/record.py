@@ -35,11 +35,15 @@ class Paths:
     def __init__(self, state: Path, run: Path) -> None:
         self.instances = state / "instances"
         self.moments = state / "moments"
+        self.snapshots = state / "snapshots"
         self.run = run / "i"  # short: Unix sockets lie below
         self.scratch = run / "l"
 
     def home(self, identifier: str) -> Path:
         return self.instances / identifier
+
+    def snapshot(self, identifier: str) -> Path:
+        return self.snapshots / identifier
 
     def record(self, identifier: str) -> Path:
         return self.home(identifier) / "local.json"

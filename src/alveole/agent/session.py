@@ -5,6 +5,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from alveole.agent import snapshots
 from alveole.agent.engine import Engine
 from alveole.agent.keeper import Keeper
 from alveole.agent.logs import rotate_large_logs
@@ -77,7 +78,9 @@ class Agent:
         """All that is assigned is known: keep it, and remove what is here beyond it."""
         kept = {assignment.instance.id for assignment in assigned}
         if synced.complete and not self.synced.is_set():  # later on, a disk may be one that a task is making
-            await self._engine.volumes.recover(synced.volumes, kept)
+            disks = {name for snapshot in synced.snapshots for name in snapshots.disk_names(snapshot)}
+            await self._engine.volumes.recover(synced.volumes, kept | disks)
+            await snapshots.sweep(self._engine, synced.snapshots)
         for identifier in self._keepers.keys() - kept if synced.complete else ():
             self._keepers[identifier].assign(None)
         for assignment in assigned:

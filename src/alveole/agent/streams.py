@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+from alveole.agent import changes
 from alveole.agent.cell import CONSOLE, process_of
 from alveole.agent.cellmaker import cgroup_of
 from alveole.agent.engine import Engine
@@ -12,9 +13,10 @@ from alveole.agent.keeper import Keeper
 from alveole.agent.session import Agent
 from alveole.host.blocking import in_thread
 from alveole.host.cgroup_usage import pss_bytes
-from alveole.model.agent import ExecRequest, InstanceStats, LogLine, Stream
+from alveole.model.agent import Changes, ExecRequest, InstanceStats, LogLine, Stream
 from alveole.model.error import conflict, unsupported
 from alveole.model.instance import Instance
+from alveole.model.snapshot import Snapshot
 from alveole.policy.lifecycle import is_settled
 from alveole.runtime.base import Capability, Handle, Process, Runtime
 from alveole.runtime.logfile import read_log
@@ -108,6 +110,12 @@ class LocalStreams:
         statistics = Path("/sys/class/net") / attachment.interface / "statistics"
         received, sent = (int((statistics / name).read_text()) for name in ("tx_bytes", "rx_bytes"))
         return received, sent
+
+    async def changes(self, instance: Instance) -> Changes:
+        return await changes.of_instance(self._engine, instance)
+
+    async def snapshot_changes(self, snapshot: Snapshot) -> Changes:
+        return await changes.of_snapshot(self._engine, snapshot)
 
     async def signal(self, instance: Instance, signal: int) -> None:
         await self._engine.runtimes[instance.spec.isolation].signal(await self._running(instance), signal)

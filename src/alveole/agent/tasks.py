@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alveole.agent import snapshots
 from alveole.agent.engine import Engine
 from alveole.agent.faults import told
 from alveole.agent.steps import StepLog
@@ -13,6 +14,7 @@ from alveole.model.agent import TaskReport
 from alveole.model.error import AlveoleError, ErrorCode, internal
 from alveole.model.image import ImageContent, Recipe
 from alveole.model.operation import Operation, OperationState
+from alveole.model.snapshot import Snapshot
 from alveole.model.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -69,10 +71,14 @@ class Task:
             "image.rm": self._image_rm,
             "volume.create": self._volume_create,
             "volume.rm": self._volume_rm,
+            "snapshot.create": self._snapshot_create,
+            "snapshot.rm": self._snapshot_rm,
         }
         action = actions.get(self._operation.verb)
         if action is None:
             raise internal(f"this agent does not know {self._operation.verb}", hint="upgrade this node")
+        if self._operation.verb == "snapshot.create":  # has steps of its own
+            return await action(self._operation.params)
         with self._steps.step(self._operation.verb.partition(".")[2]):
             return await action(self._operation.params)
 
@@ -80,6 +86,8 @@ class Task:
         """It was cancelled when it had just been carried out. Images that no record names are collected anyway."""
         if self._operation.verb == "volume.create":
             await self._engine.volumes.remove(self._operation.params["volume"]["id"])
+        elif self._operation.verb == "snapshot.create":
+            await self._snapshot_rm(self._operation.params)
 
     async def _image_pull(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         content = await self._engine.images.pull(
@@ -108,11 +116,23 @@ class Task:
         return {"freed_bytes": freed_bytes + await self._engine.volumes.collect_bases(keys)}
 
     async def _volume_create(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        await self._engine.volumes.create(Volume.model_validate(params["volume"]))
+        volume = Volume.model_validate(params["volume"])
+        if source := params.get("source"):
+            await snapshots.fill_volume(self._engine, volume, source["snapshot_id"], source["volume_id"])
+        else:
+            await self._engine.volumes.create(volume)
         return {}
 
     async def _volume_rm(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         await self._engine.volumes.remove(params["id"])
+        return {}
+
+    async def _snapshot_create(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        await snapshots.make(self._engine, Snapshot.model_validate(params["snapshot"]), self._steps)
+        return {}
+
+    async def _snapshot_rm(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        await snapshots.remove(self._engine, Snapshot.model_validate(params["snapshot"]))
         return {}
 
     def _note(self, progress: str) -> None:

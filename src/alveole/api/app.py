@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.routing import Route as HttpRoute
 from starlette.websockets import WebSocket
 
-from alveole.api import images, instances, networks, operations, sessions, system, volumes
+from alveole.api import images, instances, networks, operations, sessions, snapshots, system, volumes
 from alveole.api.errors import error_response
 from alveole.api.openapi import describe
 from alveole.api.service import Route, Service, preferred_wait_s, project_of
@@ -26,6 +26,7 @@ ROUTES: tuple[Route, ...] = (
     *images.ROUTES,
     *networks.ROUTES,
     *volumes.ROUTES,
+    *snapshots.ROUTES,
     *operations.ROUTES,
 )
 

@@ -23,10 +23,11 @@ from alveole.api.service import (
 from alveole.api.strict import query_flag, query_number, query_time, read_body
 from alveole.control import forks, instances
 from alveole.control.query import list_instances, resolve_instance, wait_instance
-from alveole.model.agent import InstanceStats, LogLine
+from alveole.control.schedules import set_schedule
+from alveole.model.agent import Changes, InstanceStats, LogLine
 from alveole.model.base import Record
 from alveole.model.error import AlveoleError
-from alveole.model.instance import Instance, InstanceSpec
+from alveole.model.instance import Instance, InstanceSpec, Schedule
 from alveole.model.operation import Operation
 from alveole.policy.admission import signal_number
 
@@ -46,6 +47,13 @@ class ForkInstance(Record):
 
     name: str | None = None
     moment: str | None = Field(default=None, pattern="^[0-9a-f]{12}$")
+    paused: bool = False  # it sleeps until it is started
+
+
+class SetSchedule(Record):
+    """Absent: none from now on."""
+
+    schedule: Schedule | None = None
 
 
 class Nothing(Record):
@@ -152,6 +160,7 @@ async def fork(service: Service, request: Request) -> Response:
         request.path_params["ref"],
         name=body.name,
         moment=body.moment,
+        paused=body.paused,
         idempotency=idempotency_of(request, raw),
     )
     return await operation_response(service, request, operation)
@@ -192,6 +201,16 @@ async def _ndjson(lines: AsyncIterator[LogLine]) -> AsyncIterator[bytes]:
 
 async def stats(service: Service, request: Request) -> Response:
     return record_response(await service.streams.stats(_find(service, request)))
+
+
+async def schedule(service: Service, request: Request) -> Response:
+    body, _ = await read_body(request, SetSchedule)
+    ref = request.path_params["ref"]
+    return record_response(await set_schedule(service.context, project_of(request), ref, body.schedule))
+
+
+async def changes(service: Service, request: Request) -> Response:
+    return record_response(await service.streams.changes(_find(service, request)))
 
 
 def _find(service: Service, request: Request) -> Instance:
@@ -277,6 +296,14 @@ ROUTES = (
         answer=Operation,
         status=202,
     ),
+    Route(
+        method="PUT",
+        path=f"{_ONE}/schedule",
+        summary="Take snapshots of it by themselves, or no more",
+        handler=schedule,
+        body=SetSchedule,
+        answer=Instance,
+    ),
     Route(method="POST", path=f"{_ONE}/kill", summary="Send a signal to its first process", handler=kill, body=Kill),
     Route(
         method="GET",
@@ -300,4 +327,11 @@ ROUTES = (
         ),
     ),
     Route(method="GET", path=f"{_ONE}/stats", summary="What it uses now", handler=stats, answer=InstanceStats),
+    Route(
+        method="GET",
+        path=f"{_ONE}/changes",
+        summary="What it wrote to its root, beside its image",
+        handler=changes,
+        answer=Changes,
+    ),
 )

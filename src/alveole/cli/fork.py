@@ -17,8 +17,9 @@ _MOST = 1000
 @click.option("--name", metavar="NAME", help="Of the fork; made of the original's if not given.")
 @click.option("--count", metavar="NUMBER", type=click.IntRange(1, _MOST), help="How many forks of the same moment.")
 @click.option("--name-prefix", metavar="TEXT", help="Names them TEXT1, TEXT2 and so on.")
+@click.option("--paused", is_flag=True, help="Start none of them: they sleep until `alveole wake`.")
 @instance_argument
-def command(instance: str, name: str | None, count: int | None, name_prefix: str | None) -> None:
+def command(instance: str, name: str | None, count: int | None, name_prefix: str | None, paused: bool) -> None:
     """Duplicate a running instance: memory, disk and processes. The original goes on.
 
     Each fork has an address, host name and machine id of its own; published ports stay with the original, and
@@ -32,17 +33,17 @@ def command(instance: str, name: str | None, count: int | None, name_prefix: str
     if name and (name_prefix or count):
         raise click.UsageError("--name names one fork; with --count give --name-prefix")
     names = [f"{name_prefix}{number}" if name_prefix else name for number in range(1, (count or 1) + 1)]
-    first = finish(client(), _request(instance, names[0], None))
+    first = finish(client(), _request(instance, names[0], paused))
     output.line(first["result"]["name"])
     moment = first["result"]["moment"]
     # All are asked for before any is waited for: they are made side by side.
-    others = [client().fork_instance(instance, name=other, moment=moment) for other in names[1:]]
+    others = [client().fork_instance(instance, name=other, moment=moment, paused=paused) for other in names[1:]]
     for operation in others:
         output.line(finish(client(), _waiting(operation))["result"]["name"])
 
 
-def _request(instance: str, name: str | None, moment: str | None) -> Callable[[float], dict[str, Any]]:
-    return lambda wait_s: client().fork_instance(instance, name=name, moment=moment, wait_s=wait_s)
+def _request(instance: str, name: str | None, paused: bool) -> Callable[[float], dict[str, Any]]:
+    return lambda wait_s: client().fork_instance(instance, name=name, paused=paused, wait_s=wait_s)
 
 
 def _waiting(operation: dict[str, Any]) -> Callable[[float], dict[str, Any]]:

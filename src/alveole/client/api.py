@@ -106,10 +106,17 @@ class Client:
         return self.submit("POST", f"instances/{_part(ref)}/sleep", {}, wait_s=wait_s)
 
     def fork_instance(
-        self, ref: str, *, name: str | None = None, moment: str | None = None, wait_s: float = 0
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        moment: str | None = None,
+        paused: bool = False,
+        wait_s: float = 0,
     ) -> Object:
         """The operation's result tells the moment, for more forks of the same."""
-        return self.submit("POST", f"instances/{_part(ref)}/fork", _given(name=name, moment=moment), wait_s=wait_s)
+        body = {**_given(name=name, moment=moment), "paused": paused}
+        return self.submit("POST", f"instances/{_part(ref)}/fork", body, wait_s=wait_s)
 
     def kill_instance(self, ref: str, signal: str | int = "SIGKILL") -> None:
         self.submit("POST", f"instances/{_part(ref)}/kill", {"signal": signal})
@@ -120,6 +127,9 @@ class Client:
 
     def stats(self, ref: str) -> Object:
         return self.get(f"instances/{_part(ref)}/stats")
+
+    def changes(self, ref: str) -> Object:
+        return self.get(f"instances/{_part(ref)}/changes")
 
     def logs(
         self, ref: str, *, follow: bool = False, tail: int | None = None, since: str | None = None
@@ -212,6 +222,38 @@ class Client:
 
     def remove_volume(self, name: str, *, wait_s: float = 0) -> Object:
         return self.submit("DELETE", f"volumes/{_part(name)}", wait_s=wait_s)
+
+    # snapshots
+
+    def snapshots(self) -> list[Object]:
+        return self.items("snapshots")
+
+    def snapshot(self, name: str) -> Object:
+        return self.get(f"snapshots/{_part(name)}")
+
+    def snapshot_changes(self, name: str) -> Object:
+        return self.get(f"snapshots/{_part(name)}/changes")
+
+    def create_snapshot(
+        self, instance: str, *, name: str | None = None, memory: bool = False, wait_s: float = 0
+    ) -> Object:
+        return self.submit("POST", "snapshots", _given(instance=instance, name=name, memory=memory), wait_s=wait_s)
+
+    def schedule_snapshots(self, ref: str, schedule: Object | None) -> Object:
+        """``schedule``: every_s, keep, memory; None: no more."""
+        return self.submit("PUT", f"instances/{_part(ref)}/schedule", _given(schedule=schedule))
+
+    def remove_snapshot(self, name: str, *, wait_s: float = 0) -> Object:
+        return self.submit("DELETE", f"snapshots/{_part(name)}", wait_s=wait_s)
+
+    def restore_snapshot(self, name: str, *, wait_s: float = 0) -> Object:
+        return self.submit("POST", f"snapshots/{_part(name)}/restore", {}, wait_s=wait_s)
+
+    def fork_snapshot(
+        self, snapshot: str, *, name: str | None = None, network: str | None = None, wait_s: float = 0
+    ) -> Object:
+        body = _given(name=name, network=network)
+        return self.submit("POST", f"snapshots/{_part(snapshot)}/fork", body, wait_s=wait_s)
 
     # operations, events, the daemon itself
 

@@ -20,6 +20,7 @@ from alveole.model.instance import Instance
 from alveole.model.network import Network
 from alveole.model.node import Node
 from alveole.model.operation import Operation
+from alveole.model.snapshot import Snapshot
 from alveole.model.volume import Volume
 from alveole.store.base import Change, KeyValue, Store
 
@@ -30,6 +31,7 @@ _MODELS: dict[str, type[Record]] = {
     "images": Image,
     "networks": Network,
     "volumes": Volume,
+    "snapshots": Snapshot,
     "operations": Operation,
     "nodes": Node,
 }

@@ -1,9 +1,10 @@
-"""Forks: new instances that go on from what a running one is at one moment."""
+"""Forks: new instances that go on from what another is, or was, at one moment."""
 
 from alveole.control import instances, keys
 from alveole.control.commit import Context, Idempotency, Plan, absent, commit_operation, new_operation, put
 from alveole.control.query import resolve_instance
 from alveole.model.error import AlveoleError, ErrorCode, conflict, invalid
+from alveole.model.image import ImageContent
 from alveole.model.instance import Desired, Instance, InstanceSpec, Origin, Phase, Placement
 from alveole.model.node import Node
 from alveole.model.operation import Operation
@@ -16,12 +17,16 @@ async def fork(
     *,
     name: str | None,
     moment: str | None,
+    paused: bool = False,
     idempotency: Idempotency | None = None,
 ) -> Operation:
-    """Write a new instance beside a running one. The operation's result tells the moment, for more forks of it."""
+    """Write a new instance beside a running one, which begins asleep if ``paused``.
+
+    The operation's result tells the moment, for more forks of it.
+    """
     context.space.require()
     return await commit_operation(
-        context, project, idempotency, lambda: _plan(context, project, ref, name=name, moment=moment)
+        context, project, idempotency, lambda: _plan(context, project, ref, name=name, moment=moment, paused=paused)
     )
 
 
@@ -31,44 +36,71 @@ async def sleep(context: Context, project: str, ref: str, idempotency: Idempoten
     def plan() -> Plan[Operation]:
         entry = resolve_instance(context.cache, project, ref)
         instance: Instance = entry.record
-        _require_capturable(context, instance, "put to sleep")
+        require_capturable(context, instance, "put to sleep")
         return instances.intend(context, entry, "instance.sleep", desired=Desired.ASLEEP, run=instance.run)
 
     return await commit_operation(context, project, idempotency, plan)
 
 
-def _plan(context: Context, project: str, ref: str, *, name: str | None, moment: str | None) -> Plan[Operation]:
+def _plan(
+    context: Context, project: str, ref: str, *, name: str | None, moment: str | None, paused: bool
+) -> Plan[Operation]:
     source: Instance = resolve_instance(context.cache, project, ref).record
-    placement = _require_capturable(context, source, "forked")
+    placement = require_capturable(context, source, "forked")
     if source.is_system and source.spec.inside_address == "same":
         raise conflict(
             f"{source.name} is a whole operating system that sees its own address, which a fork of it would keep",
             hint="run it without --inside-address same",
         )
-    name = name or instances.free_name(context, project, source.name)
+    moment = moment or context.ids.hex(12)
+    origin = Origin(instance=source.name, instance_id=source.id, node=placement.node, moment=moment)
+    return plan_new(
+        context,
+        project,
+        name or instances.free_name(context, project, source.name),
+        verb="instance.fork",
+        spec=forked_spec(source.spec),
+        image=source.image,
+        origin=origin,
+        desired=Desired.ASLEEP if paused else Desired.RUNNING,
+    )
+
+
+def plan_new(
+    context: Context,
+    project: str,
+    name: str,
+    *,
+    verb: str,
+    spec: InstanceSpec,
+    image: ImageContent | None,
+    origin: Origin,
+    desired: Desired = Desired.RUNNING,
+) -> Plan[Operation]:
+    """A new instance that begins from ``origin``, on the node that has it; once its volumes are there, if any."""
     key = keys.instance(project, name)
     if context.cache.get(key) is not None:
         raise AlveoleError(
             ErrorCode.EXISTS, f"an instance named {name} exists", hint="choose another name", field="name"
         )
-    identifier, moment = context.ids.hex(12), moment or context.ids.hex(12)
-    target = f"instance/{name}"
-    result = {"id": identifier, "name": name, "moment": moment}
-    operation = new_operation(context, project, "instance.fork", target, generation=1, result=result)
-    spec = forked_spec(source.spec)
+    identifier = context.ids.hex(12)
+    result = {"id": identifier, "name": name, "moment": origin.moment}
+    operation = new_operation(context, project, verb, f"instance/{name}", generation=1, result=result)
     needs = instances.network_needs(context, project, identifier, spec)
+    has_volumes = any(mount.kind == "volume" for mount in spec.mounts)
     try:
         instance = Instance(
             id=identifier,
             project=project,
             name=name,
             spec=spec,
-            image=source.image,
+            image=image,
             created_at=operation.created_at,
-            desired=Desired.RUNNING,
+            desired=desired,
             run=1,
-            placement=Placement(node=placement.node, epoch=1),
-            origin=Origin(instance=source.name, instance_id=source.id, moment=moment),
+            renewal=1 if origin.snapshot else 0,
+            placement=None if has_volumes else Placement(node=origin.node, epoch=1),
+            origin=origin,
             operation=operation.id,
             **needs.fields,
         )
@@ -85,7 +117,7 @@ def forked_spec(spec: InstanceSpec) -> InstanceSpec:
     return spec.replace(ports=(), hostname=None, attach=False)
 
 
-def _require_capturable(context: Context, source: Instance, what: str) -> Placement:
+def require_capturable(context: Context, source: Instance, what: str) -> Placement:
     """Where it is. Raises UNSUPPORTED or CONFLICT saying why it cannot be, ``what`` being what was asked."""
     if source.placement is None or source.status.phase is not Phase.RUNNING:
         raise conflict(f"instance {source.name} is {source.status.phase}: only a running one can be {what}")

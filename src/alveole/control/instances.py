@@ -15,7 +15,7 @@ from alveole.control.commit import (
 )
 from alveole.control.query import resolve_instance
 from alveole.model.error import AlveoleError, ErrorCode, conflict, invalid
-from alveole.model.instance import Desired, Instance, InstanceSpec, Phase
+from alveole.model.instance import Desired, Instance, InstanceSpec, Origin, Phase
 from alveole.model.operation import Operation, OperationState
 from alveole.policy.admission import SHARED_NETWORKS, check_spec
 from alveole.policy.lifecycle import is_settled
@@ -215,9 +215,13 @@ def intend(
     grace_s: float | None = None,
     force: bool = False,
     renewal: int | None = None,
+    origin: Origin | None = None,
     spec: InstanceSpec | None = None,
 ) -> Plan[Operation]:
-    """Write what the user wants of an instance now. It supersedes an operation still under way on it."""
+    """Write what the user wants of an instance now. It supersedes an operation still under way on it.
+
+    A new ``renewal`` lets it begin anew, from ``origin`` or else from its image.
+    """
     instance: Instance = entry.record
     if instance.desired is Desired.REMOVED and not (desired is Desired.REMOVED and force and not instance.force):
         raise conflict(f"instance {instance.name} is being removed")
@@ -236,6 +240,7 @@ def intend(
         stop_grace_s=grace_s,
         force=force,
         renewal=instance.renewal if renewal is None else renewal,
+        origin=instance.origin if renewal is None else origin,
         spec=spec or instance.spec,
         operation=operation.id,
     )

@@ -25,6 +25,10 @@ def volume(project: str, name: str) -> str:
     return collection(project, "volumes") + name
 
 
+def snapshot(project: str, name: str) -> str:
+    return collection(project, "snapshots") + name
+
+
 def operation(project: str, identifier: str) -> str:
     return collection(project, "operations") + identifier
 

@@ -43,6 +43,7 @@ class LocalLink:
                     yield assignment
             yield Synced(
                 volumes=tuple(entry.record for entry in self._context.cache.everywhere("volumes")),
+                snapshots=tuple(entry.record for entry in self._context.cache.everywhere("snapshots")),
                 complete=not self._context.cache.unreadable,
             )
             for entry in self._context.cache.everywhere("operations"):
@@ -93,7 +94,7 @@ class LocalLink:
     async def used_images(self) -> tuple[ImageContent, ...]:
         cache = self._context.cache
         contents = [entry.record.content for entry in cache.everywhere("images")]
-        contents += [entry.record.image for entry in cache.everywhere("instances")]
+        contents += [entry.record.image for kind in ("instances", "snapshots") for entry in cache.everywhere(kind)]
         return tuple({content.digest: content for content in contents if content is not None}.values())
 
     async def report_instance(self, report: InstanceReport) -> None:

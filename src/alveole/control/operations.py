@@ -18,7 +18,7 @@ KEPT = 1000
 
 
 async def cancel(context: Context, project: str, identifier: str) -> Operation:
-    """Undo what is under way. Raises CONFLICT if it is finished or cannot be undone (stop, rm, volume.rm)."""
+    """Undo what is under way. Raises CONFLICT if it is finished or cannot be undone, as stop and all removals."""
 
     def plan() -> Plan[None]:
         entry = find(context, keys.operation(project, identifier), f"operation {identifier}")
@@ -26,8 +26,8 @@ async def cancel(context: Context, project: str, identifier: str) -> Operation:
         if operation.state is not OperationState.RUNNING:
             raise conflict(f"operation {identifier} is already {operation.state}")
         error = AlveoleError(ErrorCode.CANCELLED, f"{operation.verb} was cancelled")
-        if operation.verb == "volume.rm":
-            raise conflict("volume.rm cannot be cancelled: its data may be gone already")
+        if operation.verb in {"volume.rm", "snapshot.rm"}:
+            raise conflict(f"{operation.verb} cannot be cancelled: its data may be gone already")
         if operation.node:
             return plan_task_end(context, entry, None, error)
         return _plan_cancel_instance(context, entry, error)
@@ -47,7 +47,7 @@ def _plan_cancel_instance(context: Context, entry: Entry, error: AlveoleError) -
     match operation.verb:
         case "instance.run" | "instance.fork" | "instance.create":
             changed = undo_run(instance)
-        case "instance.start" | "instance.restart" | "instance.recreate":
+        case "instance.start" | "instance.restart" | "instance.recreate" | "instance.restore":
             changed = instance.replace(desired=Desired.STOPPED, generation=instance.generation + 1, operation="")
         case _:
             raise conflict(f"{operation.verb} cannot be cancelled", hint="start the instance again when it is over")

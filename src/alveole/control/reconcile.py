@@ -7,6 +7,7 @@ from alveole.control import keys, networks, operations
 from alveole.control.cache import Entry
 from alveole.control.commit import Context, Plan, commit, put, unchanged
 from alveole.control.reports import read_error
+from alveole.control.schedules import Schedules
 from alveole.control.settle import delete_instance, end_operation
 from alveole.model.error import AlveoleError, ErrorCode, not_found, unsupported
 from alveole.model.image import ImageContent
@@ -23,6 +24,7 @@ TICK_S = 1.0
 class Reconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._schedules = Schedules(context)
         self._waiting: set[str] = set()  # keys of instances that wait for an image, a volume or a node
         self._failed: set[str] = set()  # those that could not be written, on a full disk for example
 
@@ -41,6 +43,7 @@ class Reconciler:
             try:
                 await operations.enforce_deadlines(self._context)
                 await operations.forget_old(self._context)
+                await self._schedules.tick()
             except AlveoleError as error:
                 log.warning("operations could not be tidied, trying again: %s", error)
 
@@ -112,7 +115,7 @@ class Reconciler:
         nodes = [node.record for node in self._context.cache.table(keys.NODES)]
         if image is None or not self._volumes_ready(instance) or not nodes:
             return Plan(None)
-        chosen = place(instance.spec, nodes)
+        chosen = instance.origin.node if instance.origin is not None else place(instance.spec, nodes)
         if isinstance(chosen, NoFit):
             raise unsupported(f"no node can run instance {instance.name}: {chosen}", hint="alveole doctor explains")
         placed = instance.replace(image=image, image_operation="", placement=Placement(node=chosen, epoch=1))

@@ -35,7 +35,10 @@ def plan_task_end(
         if result is not None:
             shown["digest"] = result["content"]["digest"]
     elif kind == "volume":
-        parts = _settle_volume(context, operation, name, error)
+        parts = _settle_made(context, operation, keys.volume(operation.project, name), error)
+    elif kind == "snapshot":
+        parts = _settle_made(context, operation, keys.snapshot(operation.project, name), error)
+        shown.update(result or {})
     elif result is not None:
         shown.update(result)
     done = finished(context, operation, error, result=shown, steps=steps or operation.steps)
@@ -61,13 +64,15 @@ def _settle_image(
     return NOTHING
 
 
-def _settle_volume(context: Context, operation: Operation, name: str, error: AlveoleError | None) -> Parts:
-    entry = context.cache.get(keys.volume(operation.project, name))
+def _settle_made(context: Context, operation: Operation, key: str, error: AlveoleError | None) -> Parts:
+    """The volume or snapshot ready, or gone."""
+    entry = context.cache.get(key)
     if entry is None or entry.record.operation != operation.id:
         return NOTHING
-    if operation.verb == "volume.rm" and error is not None:  # its disk may be gone: it can only be removed again
+    action = operation.verb.partition(".")[2]
+    if action == "rm" and error is not None:  # its files may be gone: it can only be removed again
         return (unchanged(entry),), (put(entry.key, entry.record.replace(operation="")),)
-    if operation.verb == "volume.create" and error is None:
+    if action == "create" and error is None:
         return (unchanged(entry),), (put(entry.key, entry.record.replace(phase="ready", operation="")),)
     return (unchanged(entry),), (Delete(key=entry.key),)
 

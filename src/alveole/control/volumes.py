@@ -15,6 +15,7 @@ from alveole.control.commit import (
 from alveole.control.query import task_node
 from alveole.model.error import AlveoleError, ErrorCode, conflict, invalid
 from alveole.model.operation import Operation
+from alveole.model.snapshot import Snapshot
 from alveole.model.volume import Volume
 
 DEFAULT_SIZE_BYTES = 10 << 30
@@ -46,7 +47,18 @@ def plan_ensure(context: Context, project: str, name: str) -> Plan[None]:
     return Plan(None, (unchanged(entry),), (put(entry.key, entry.record),))
 
 
-def _plan_new(context: Context, project: str, name: str, size_bytes: int) -> Plan[Operation]:
+def plan_from(context: Context, kept: Volume, name: str, snapshot: Snapshot) -> Plan[None]:
+    """A new volume with what another held when a snapshot was taken."""
+    if context.cache.get(keys.volume(kept.project, name)) is not None:
+        raise AlveoleError(ErrorCode.EXISTS, f"a volume named {name} exists", hint="choose another name", field="name")
+    source = {"snapshot_id": snapshot.id, "volume_id": kept.id}
+    made = _plan_new(context, kept.project, name, kept.size_bytes, source)
+    return Plan(None, made.compare, made.writes)
+
+
+def _plan_new(
+    context: Context, project: str, name: str, size_bytes: int, source: dict[str, str] | None = None
+) -> Plan[Operation]:
     key = keys.volume(project, name)
     try:
         volume = Volume(
@@ -69,7 +81,7 @@ def _plan_new(context: Context, project: str, name: str, size_bytes: int) -> Pla
         "volume.create",
         f"volume/{name}",
         node=task_node(context.cache),
-        params={"volume": volume.model_dump(mode="json")},
+        params={"volume": volume.model_dump(mode="json"), **({"source": source} if source else {})},
         deadline_s=TASK_DEADLINE_S,
     )
     return Plan(

@@ -82,9 +82,8 @@ def guard_loop() -> None:
         original(handle)
         held_ms = (time.monotonic_ns() - began - (_waited_ns() - waited)) / 1e6
         stack = sampler.ended()
-        if (
-            held_ms > limit_ms and stack
-        ):  # without one the sampler stood still too: the host's doing, not the callback's
+        # Without a stack the sampler stood still too: the host's doing, not the callback's.
+        if held_ms > limit_ms and stack and not _is_spawning(stack):
             log.error("event loop held for %.1f ms by %r at:\n%s", held_ms, handle, stack)
 
     setattr(asyncio.events.Handle, "_run", run)  # noqa: B010  (what type checkers rightly dislike)
@@ -114,6 +113,11 @@ class _Sampler(threading.Thread):
             if began_ns and not self._stack and time.monotonic_ns() - began_ns > self._limit_s * 1e9:
                 frame = sys._current_frames().get(self._loop_thread)
                 self._stack = "".join(traceback.format_stack(frame)[-6:])
+
+
+def _is_spawning(stack: str) -> bool:
+    """Whether it waits, in vfork, for its child to be given a processor: on a busy host that takes what it takes."""
+    return "_fork_exec(" in stack.rstrip().rpartition("\n")[2]
 
 
 def _waited_ns() -> int:

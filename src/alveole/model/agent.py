@@ -15,6 +15,7 @@ from alveole.model.instance import Instance, InstanceStatus
 from alveole.model.network import Network
 from alveole.model.node import Node
 from alveole.model.operation import Operation, Step
+from alveole.model.snapshot import Snapshot
 from alveole.model.volume import Volume
 
 
@@ -46,6 +47,7 @@ class Synced(Record):
 
     kind: Literal["synced"] = "synced"
     volumes: tuple[Volume, ...] = ()  # volumes that exist
+    snapshots: tuple[Snapshot, ...] = ()  # snapshots that exist
     complete: bool = True  # False: a newer version wrote records that this one cannot read, so nothing is a leftover
 
 
@@ -166,6 +168,23 @@ class InstanceStats(Record):
     written_bytes: int | None = None
 
 
+class Change(Record):
+    """One path that differs from what the image holds."""
+
+    kind: Literal["A", "C", "D"]  # added, changed, deleted
+    path: str
+    mode: int = 0  # st_mode: type and permissions; 0: deleted
+    size_bytes: int = 0
+    changed_ns: int = 0  # its time of modification, since the epoch
+
+
+class Changes(Record):
+    """What an instance wrote to its root. Volumes and shared directories are no part of that."""
+
+    changes: tuple[Change, ...]
+    complete: bool = True  # False: there are more
+
+
 class NodeStreams(Protocol):
     """What the API asks of the agent that holds an instance, outside the level-triggered protocol."""
 
@@ -180,6 +199,14 @@ class NodeStreams(Protocol):
         ...
 
     async def stats(self, instance: Instance) -> InstanceStats: ...
+
+    async def changes(self, instance: Instance) -> Changes:
+        """Raises CONFLICT for a wall whose files the host does not look into."""
+        ...
+
+    async def snapshot_changes(self, snapshot: Snapshot) -> Changes:
+        """Raises CONFLICT as ``changes``."""
+        ...
 
     async def signal(self, instance: Instance, signal: int) -> None:
         """Send a signal to the instance's first process."""

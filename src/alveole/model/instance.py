@@ -64,11 +64,14 @@ SshKey = Annotated[str, Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\x00-\x
 
 
 class Origin(Record):
-    """What a fork goes on from: another instance at one moment. Forks of one moment were equal when they began."""
+    """What an instance began from: an instance at one moment. All that began from one moment were equal then."""
 
     instance: str  # its name then
     instance_id: str
+    node: str  # that has it
     moment: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    memory: bool = True  # it goes on, memory and processes included; else it starts with the files of that moment
+    snapshot: str = ""  # the snapshot that keeps the moment; empty: captured while the instance runs
 
 
 class InstanceSpec(Record):
@@ -154,6 +157,14 @@ class InstanceStatus(Record):
     error: AnyMap | None = None  # code, message, hint
 
 
+class Schedule(Record):
+    """Snapshots that are taken of an instance by themselves, while it runs."""
+
+    every_s: Annotated[float, Field(ge=10, le=366 * 24 * 3600)]
+    keep: Annotated[int, Field(ge=1, le=1000)]  # so many; older ones are removed
+    memory: bool = False
+
+
 class Instance(Record):
     """The stored record, key ``projects/PROJECT/instances/NAME``."""
 
@@ -168,11 +179,12 @@ class Instance(Record):
     desired: Desired
     generation: int = 1  # grows with every change of spec, desired or run
     run: int = 0  # grows with each start or restart the user asks for
-    renewal: int = 0  # grows with each recreation: its files begin anew from its image
+    renewal: int = 0  # grows whenever its files are to begin anew: from its image, or from a snapshot (origin)
     stop_grace_s: float | None = None  # of the stop under way; None: as the spec says
     force: bool = False  # removed without grace
     placement: Placement | None = None
-    origin: Origin | None = None  # it was forked
+    origin: Origin | None = None  # what it began from, if not from its image
+    schedule: Schedule | None = None
     address: str = ""  # IPv4, without prefix; empty for host and none
     operation: str = ""  # the operation under way on it
     status: InstanceStatus = InstanceStatus()

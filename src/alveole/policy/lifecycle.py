@@ -44,7 +44,12 @@ class Sleep:
     """Put what it is on disk, and give back all it uses."""
 
 
-Action = Start | Stop | Sleep | Remove | Rest
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """It shall begin asleep: take what it goes on from, and start nothing."""
+
+
+Action = Start | Stop | Sleep | Prepare | Remove | Rest
 
 
 def decide(instance: Instance, status: InstanceStatus, *, running: bool, now: datetime) -> Action:
@@ -55,7 +60,7 @@ def decide(instance: Instance, status: InstanceStatus, *, running: bool, now: da
         case Desired.REMOVED:
             return Remove()
         case Desired.ASLEEP:
-            return Rest(status.phase)
+            return Prepare() if status.phase is Phase.PENDING else Rest(status.phase)
         case Desired.STOPPED:
             return Rest(Phase.CREATED if status.run == 0 else Phase.EXITED)
         case Desired.RUNNING:

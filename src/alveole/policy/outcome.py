@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from alveole.model.instance import Instance, InstanceStatus, Phase
+from alveole.model.instance import Desired, Instance, InstanceStatus, Phase
 from alveole.model.operation import Operation
 
 _STARTED = frozenset({Phase.RUNNING, Phase.EXITED, Phase.BACKOFF})
@@ -14,7 +14,16 @@ def outcome(operation: Operation, instance: Instance, status: InstanceStatus) ->
     if status.observed_generation < operation.generation:
         return "under way"
     match operation.verb:
-        case "instance.run" | "instance.fork" | "instance.start" | "instance.restart" | "instance.recreate":
+        case "instance.fork" if instance.desired is Desired.ASLEEP:
+            done, failed = status.phase is Phase.ASLEEP, status.phase is Phase.FAILED
+        case (
+            "instance.run"
+            | "instance.fork"
+            | "instance.start"
+            | "instance.restart"
+            | "instance.recreate"
+            | "instance.restore"
+        ):
             failed = status.run == instance.run and status.phase is Phase.FAILED
             done = status.run == instance.run and status.phase in _STARTED
         case "instance.sleep":

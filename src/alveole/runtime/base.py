@@ -220,6 +220,10 @@ class Plugging(Protocol):
         """Raises CONFLICT if the instance uses it; then nothing has changed."""
         ...
 
+    async def flush(self, handle: Handle) -> None:
+        """Let what its processes have written to files reach its disks, if its guest can be asked and does it soon."""
+        ...
+
 
 class Capturing(Protocol):
     """What a Runtime with Capability.FORK can do beyond."""

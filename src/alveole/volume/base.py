@@ -60,10 +60,25 @@ class VolumeDriver(Protocol):
         """
         ...
 
-    async def copy_root_disk(self, source_id: str, instance_id: str) -> Path:
+    async def copy_root_disk(self, source_id: str, instance_id: str, *, replace: bool = False) -> Path:
         """The root disk of ``instance_id``: if it is not there, a copy of another's, as that is on disk now.
 
-        The other's machine must stand still. Raises as ``root_disk``.
+        The other's machine must stand still. ``replace``: also if it is there; what it holds is lost, all at once.
+        Raises as ``root_disk``.
+        """
+        ...
+
+    async def keep_volume(self, volume_id: str, copy_id: str) -> None:
+        """Keep, among the root disks, a copy of a volume as it is now: as after a power cut if somebody writes.
+
+        Nothing happens if it is kept already. Raises NOT_FOUND if the volume has no disk here.
+        """
+        ...
+
+    async def restore_volume(self, copy_id: str, volume: Volume) -> None:
+        """The disk of a volume, new or not, with what was kept; what it holds is lost, all at once.
+
+        Raises CONFLICT while something has it, NOT_FOUND if nothing was kept by that name.
         """
         ...
 

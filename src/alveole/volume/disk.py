@@ -18,7 +18,7 @@ from alveole.host.process import run
 from alveole.model.error import AlveoleError, conflict, exhausted, internal, not_found
 from alveole.model.volume import Volume
 from alveole.volume.pool import Pool, rename_durably
-from alveole.volume.root import RootDisks
+from alveole.volume.root import RootDisks, copy_disk, undone
 
 _MKFS_TIMEOUT_S = 120.0
 _FSCK_TIMEOUT_S = 1800.0
@@ -75,7 +75,7 @@ class DiskVolumes:
                     hint="stop the instances that have it first",
                 )
             disk = await self._find(volume)
-            await _await_detached(disk, volume.name)
+            await _await_detached(disk, volume.name, "no machine can have it")
             await _refuse_locked(disk, volume.name)
             await _check(disk, volume.name)
             return disk
@@ -111,8 +111,27 @@ class DiskVolumes:
     async def root_disk(self, instance_id: str, base: Path) -> Path:
         return await self._roots.root(instance_id, base)
 
-    async def copy_root_disk(self, source_id: str, instance_id: str) -> Path:
-        return await self._roots.copy(source_id, instance_id)
+    async def copy_root_disk(self, source_id: str, instance_id: str, *, replace: bool = False) -> Path:
+        return await self._roots.root(instance_id, await self._roots.path(source_id), replace=replace)
+
+    async def keep_volume(self, volume_id: str, copy_id: str) -> None:
+        async with self._lock(volume_id):
+            target = self._mounts / volume_id
+            if is_mountpoint(target):
+                await run(["sync", "--file-system", str(target)], timeout_s=_FSCK_TIMEOUT_S)
+            await self._roots.root(copy_id, await self._open() / f"{volume_id}.img")
+
+    async def restore_volume(self, copy_id: str, volume: Volume) -> None:
+        async with self._lock(volume.id):
+            await self._unmount(volume.id)
+            disk = await self._open() / f"{volume.id}.img"
+            if disk.exists():
+                await _await_detached(disk, volume.name, "its content cannot be replaced")
+                await _refuse_locked(disk, volume.name)
+            await self._pool.ensure_space(0, f"volume {volume.name}")
+            new = disk.with_suffix(".new")
+            with undone(new):
+                await in_thread(partial(copy_disk, await self._roots.path(copy_id), new, disk))
 
     async def remove_root_disk(self, instance_id: str) -> None:
         await self._roots.remove(instance_id)
@@ -173,7 +192,7 @@ async def _make_filesystem(file: Path, size_bytes: int) -> None:
         raise
 
 
-async def _await_detached(disk: Path, name: str) -> None:
+async def _await_detached(disk: Path, name: str, so: str) -> None:
     """Raises CONFLICT if something of this host still has it mounted: a machine would be a second writer."""
     try:
         async with asyncio.timeout(_DETACH_WAIT_S):
@@ -181,7 +200,7 @@ async def _await_detached(disk: Path, name: str) -> None:
                 await asyncio.sleep(_DETACH_POLL_S)
     except TimeoutError as error:
         raise conflict(
-            f"volume {name} is still mounted in some mount namespace of this host: no machine can have it",
+            f"volume {name} is still mounted in some mount namespace of this host: {so}",
             hint=f"end the processes that hold it: grep -l {disk.stem} /proc/[0-9]*/mountinfo",
         ) from error
 

@@ -34,32 +34,32 @@ class RootDisks:
                 return disk
             await self._pool.ensure_space(need_bytes, "the root disk of an image")
             new = disk.with_suffix(".new")
-            with _undone(new):
+            with undone(new):
                 disk.parent.mkdir(mode=0o700, exist_ok=True)
                 await make(new)
                 await in_thread(partial(rename_durably, new, disk))
         return disk
 
-    async def root(self, instance_id: str, base: Path) -> Path:
+    async def root(self, instance_id: str, base: Path, *, replace: bool = False) -> Path:
         async with self._lock(instance_id):
-            disk = await self._open() / _ROOTS / f"{instance_id}.img"
-            if disk.exists():
+            disk = await self.path(instance_id)
+            if disk.exists() and not replace:
                 return disk
             await self._pool.ensure_space(0, "the root disk of an instance")
             new = disk.with_suffix(".new")
-            with _undone(new):
+            with undone(new):
                 disk.parent.mkdir(mode=0o700, exist_ok=True)
-                await in_thread(partial(_copy, base, new, disk))
+                await in_thread(partial(copy_disk, base, new, disk))
         return disk
 
-    async def copy(self, source_id: str, target_id: str) -> Path:
-        return await self.root(target_id, await self._open() / _ROOTS / f"{source_id}.img")
+    async def path(self, instance_id: str) -> Path:
+        return await self._open() / _ROOTS / f"{instance_id}.img"
 
     async def remove(self, instance_id: str) -> None:
         if not self._pool.exists():
             return
         async with self._lock(instance_id):
-            disk = await self._open() / _ROOTS / f"{instance_id}.img"
+            disk = await self.path(instance_id)
             if disk.exists():
                 await in_thread(partial(disk.unlink, missing_ok=True))
 
@@ -94,7 +94,7 @@ class RootDisks:
 
 
 @contextmanager
-def _undone(new: Path) -> Iterator[None]:
+def undone(new: Path) -> Iterator[None]:
     """On failure, leave nothing of ``new``, and tell of a full pool as such."""
     try:
         yield
@@ -106,12 +106,12 @@ def _undone(new: Path) -> Iterator[None]:
         raise
 
 
-def _copy(base: Path, new: Path, disk: Path) -> None:
-    """No sync: the copy is in the filesystem's journal before its name is, and its blocks are on disk already."""
+def copy_disk(base: Path, new: Path, disk: Path) -> None:
+    """By way of ``new``. No sync: the copy is in the filesystem's journal before its name is, its blocks on disk."""
     try:
         source = base.open("rb")
     except FileNotFoundError as error:
-        raise not_found(f"base disk {base.stem} is not there (any more)", hint="start the instance again") from error
+        raise not_found(f"disk {base.stem} is not there (any more)", hint="start the instance again") from error
     with source, new.open("wb") as copy:
         os.fchmod(copy.fileno(), 0o600)
         clone(source, copy)

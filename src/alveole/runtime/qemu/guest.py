@@ -10,6 +10,7 @@ What goes in passes through a FIFO that QEMU holds open, a line a request, some 
     kill NAME               SIGKILL to that command
     mount TOKEN NAME ro|rw TARGET    a disk that was just plugged in, where the instance sees it: TARGET is base64
     unmount TOKEN NAME
+    flush TOKEN             what was written to files reaches the disks
 
 What comes out is appended to a file, a line each; what it says still stands after the daemon was restarted:
 

@@ -5,6 +5,7 @@ QEMU cannot open them in its jail: it is handed a descriptor. The guest mounts t
 
 import asyncio
 import base64
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from alveole.runtime.qemu.argv import Part, plug
 from alveole.runtime.qemu.capture import monitor_socket
 from alveole.runtime.qemu.guest import Guest
 
+log = logging.getLogger(__name__)
 _TIMEOUT_S = 20.0
+_FLUSH_TIMEOUT_S = 5.0
 _POLL_S = 0.01
 
 
@@ -50,11 +53,19 @@ async def unplug_disk(place: Path, guest: Guest, name: str, *, alive: Callable[[
     await _take_out(place, name)
 
 
-async def _ask(guest: Guest, verb: str, what: str, *, alive: Callable[[], bool]) -> str:
+async def flush_files(guest: Guest, name: str, *, alive: Callable[[], bool]) -> None:
+    """What was written to files reaches the disks. A guest that does not answer is not waited for long."""
+    try:
+        await _ask(guest, "flush", "", alive=alive, timeout_s=_FLUSH_TIMEOUT_S)
+    except AlveoleError as error:
+        log.warning("what machine %s wrote last may not be on its disks: %s", name, error)
+
+
+async def _ask(guest: Guest, verb: str, what: str, *, alive: Callable[[], bool], timeout_s: float = _TIMEOUT_S) -> str:
     """Why the guest refused; empty if it did it."""
     token = secrets.token_hex(4)
-    await guest.send(f"{verb} {token} {what}")
-    told = await guest.until(lambda told: told.answer(token) is not None, alive=alive, timeout_s=_TIMEOUT_S)
+    await guest.send(f"{verb} {token} {what}".rstrip())
+    told = await guest.until(lambda told: told.answer(token) is not None, alive=alive, timeout_s=timeout_s)
     return told.answer(token) or ""
 
 

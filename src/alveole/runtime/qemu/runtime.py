@@ -422,6 +422,10 @@ class QemuRuntime:
         place, name = _place(Path(handle.run_directory)), seed.disk_name(volume_id)
         await plugging.unplug_disk(place, _guest(handle), name, alive=lambda: is_alive(handle))
 
+    async def flush(self, handle: Handle) -> None:
+        if not is_system(handle):
+            await plugging.flush_files(_guest(handle), handle.id, alive=lambda: is_alive(handle))
+
     async def capture(
         self, handle: Handle, directory: Path, while_still: Callable[[], Awaitable[None]], *, go_on: bool
     ) -> Mapping[str, Any]:
