@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.integration.daemon import Daemon, free_port, until
 
-SETTLE_S = 10.0
+SETTLE_S = 30.0
 KEPT = "kept"  # the file that a service serves, and its content
 NOTHING = "sha256:0"
 _PROGRAMS = {"container": "httpd", "sandbox": "runsc-gofer", "vm": "qemu-system-x86_64"}

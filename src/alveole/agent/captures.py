@@ -29,10 +29,18 @@ class Captures:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def take(
-        self, paths: Paths, volumes: VolumeDriver, runtime: Runtime, origin: Origin, instance_id: str
+        self,
+        paths: Paths,
+        volumes: VolumeDriver,
+        runtime: Runtime,
+        origin: Origin,
+        instance_id: str,
+        *,
+        files: asyncio.Lock,
     ) -> Path:
         """The files of the moment for one fork, which has its root disk then. May be called again.
 
+        ``files`` is held by the keeper of the origin while it makes, adopts or removes that.
         Raises CONFLICT if the instance does not run any more.
         """
         mine = paths.origin(instance_id)
@@ -42,7 +50,8 @@ class Captures:
             self._taken[origin.moment] = time.monotonic()
             moment = paths.moments / origin.moment
             if not moment.exists():
-                await self._capture(moment, volumes, cast("Capturing", runtime), origin)
+                async with files:
+                    await self._capture(moment, volumes, cast("Capturing", runtime), origin)
             await volumes.copy_root_disk(_disk(origin.moment), instance_id)
             await in_thread(partial(link_all, moment, mine))
             self._taken[origin.moment] = time.monotonic()

@@ -105,8 +105,12 @@ async def _ensure_origin(engine: Engine, instance: Instance, origin: Origin, ste
     if origin.snapshot:  # it got all of it when its files began anew
         return engine.paths.origin(instance.id) if origin.memory else None
     with steps.step("capture"):
-        runtime = engine.runtimes[instance.spec.isolation]
-        return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id)
+        return await _take(engine, instance, origin)
+
+
+async def _take(engine: Engine, instance: Instance, origin: Origin) -> Path:
+    runtime, files = engine.runtimes[instance.spec.isolation], engine.files[origin.instance_id]
+    return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id, files=files)
 
 
 async def prepare_asleep(engine: Engine, instance: Instance) -> None:
@@ -115,8 +119,7 @@ async def prepare_asleep(engine: Engine, instance: Instance) -> None:
     if not asleep.exists():
         assert instance.origin is not None  # noqa: S101  (nothing else begins asleep)
         engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
-        runtime = engine.runtimes[instance.spec.isolation]
-        origin = await engine.captures.take(engine.paths, engine.volumes, runtime, instance.origin, instance.id)
+        origin = await _take(engine, instance, instance.origin)
         origin.rename(asleep)
 
 

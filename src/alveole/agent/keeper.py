@@ -82,7 +82,8 @@ class Keeper:
     async def run(self) -> None:
         """Until the instance is gone from this node or the daemon stops."""
         try:
-            await self._adopt()
+            async with self._engine.files[self.id]:
+                await self._adopt()
             while await self._turn():
                 continue
         finally:
@@ -196,7 +197,7 @@ class Keeper:
         self._steps = StepLog("start", self._engine.clock, self._engine.fault)
         slow = asyncio.ensure_future(self._report_slow())
         try:
-            async with self._engine.files[self.id], self._engine.starts:
+            async with self._engine.starts, self._engine.files[self.id]:  # in this order: a fork waits for its origin
                 await self._make(assignment, restarts)
             if instance.spec.attach and restarts == 0:
                 await self._await_client()
