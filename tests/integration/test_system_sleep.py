@@ -89,6 +89,28 @@ def test_with_a_volume_it_stays_awake(daemon: Daemon) -> None:
     assert daemon.ok("exec", "holder", "sh", "-c", "echo on > /d/f; cat /d/f") == "on"
 
 
+def test_volumes_are_held_while_it_sleeps(daemon: Daemon) -> None:
+    """What it knows of them and had not written yet is true when it wakes: nobody else could change them."""
+    flags = ("--isolation", "vm", "-v", "one:/one")
+    daemon.ok("run", "-d", "--name", "db", *flags, "busybox", "sleep", "600")
+    daemon.ok("volume", "attach", "two", "db", "/two")
+    daemon.ok("exec", "db", "sh", "-c", "echo first > /one/state; echo second > /two/state; (sleep 600 > /one/open) &")
+    daemon.ok("sleep", "db")
+    daemon.stop()
+    daemon.start()
+    for volume in ("one", "two"):
+        refused = daemon.fails("run", "--rm", "-v", f"{volume}:/v", "busybox", "true")
+        assert f"volume {volume} is held by instance db" in refused
+    daemon.ok("wake", "db")
+    assert daemon.ok("exec", "db", "cat", "/one/state", "/two/state") == "first\nsecond"
+    daemon.ok("exec", "db", "sh", "-c", "echo third > /two/state")
+    daemon.ok("volume", "detach", "two", "db")
+    assert daemon.ok("run", "--rm", "-v", "two:/v", "busybox", "cat", "/v/state") == "third"
+    daemon.ok("sleep", "db")
+    daemon.ok("stop", "db")
+    assert daemon.ok("run", "--rm", "-v", "one:/v", "busybox", "cat", "/v/state") == "first"
+
+
 def test_a_fork_begins_asleep_and_goes_on_from_that_moment(daemon: Daemon) -> None:
     counting(daemon, "web")
     daemon.ok("fork", "--paused", "--count", "2", "--name-prefix", "later-", "web")

@@ -94,6 +94,18 @@ def test_memory_goes_back_and_is_gone_on_from(daemon: Daemon) -> None:
     assert count(daemon, "vm1") < seen + 60
 
 
+def test_memory_and_volumes_go_back_together(daemon: Daemon) -> None:
+    run(daemon, "db", "vm", "-v", "data:/data")
+    inside(daemon, "db", "echo old > /data/state; echo old > /dev/shm/state; cat /data/state")
+    daemon.ok("snapshot", "create", "--name", "moment", "--memory", "db")
+    inside(daemon, "db", "echo new > /data/state; echo new > /dev/shm/state; sync")
+    daemon.ok("snapshot", "restore", "moment")
+    assert inside(daemon, "db", "cat /data/state /dev/shm/state; sync") == "old\nold"
+    assert "only that one can go on from it" in daemon.fails("snapshot", "fork", "moment")
+    daemon.ok("stop", "-t", "0", "db")
+    assert daemon.ok("run", "--rm", "-v", "data:/d", "busybox", "cat", "/d/state") == "old"
+
+
 def test_snapshots_outlive_the_daemon_and_the_host(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     run(daemon, "db", "vm", script=COUNTS)

@@ -258,12 +258,14 @@ async def delete_runtime(engine: Engine, record: LocalRecord, steps: StepLog) ->
 
 
 async def unmake(engine: Engine, record: LocalRecord, steps: StepLog) -> None:
-    """Give back everything but the instance's files, logs and id range."""
+    """Give back everything but the instance's files, logs and id range; and the volumes of one that sleeps, since it
+    goes on with what it knows of them.
+    """
     await delete_runtime(engine, record, steps)
     with steps.step("unmount"):
         await unmount_all(engine, record.instance_id)
     with steps.step("release"):
-        await release_volumes(engine, record.instance_id, record.volumes)
+        await release_volumes(engine, record.instance_id, () if record.asleep else record.volumes)
     if record.attachment is not None:
         with steps.step("detach"):
             await engine.network.detach(record.attachment, keep_ids=record.ids_base != 0)

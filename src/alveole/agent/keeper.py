@@ -98,12 +98,14 @@ class Keeper:
             await self._give_up()
             return
         runtime = self._engine.runtimes.get(local.runtime)
-        if runtime is None or not (local.starting or local.handle or local.attachment):
+        if runtime is None or not (local.starting or local.handle or local.attachment or local.asleep):
             return
         # Before anything is awaited: no keeper takes a volume until all have said what they hold.
         is_machine = Capability.MACHINE in runtime.capabilities
         holder = Holder(instance_id=self.id, name=local.name, is_machine=is_machine)
         self._engine.volume_holders.adopt(local.volumes, holder)
+        if not (local.starting or local.handle or local.attachment):
+            return  # it sleeps, and nobody else may change its volumes
         found = await runtime.recover(self.id, paths.runtime(self.id), paths.sockets(self.id))
         there = found.handle is not None and found.state in {State.RUNNING, State.EXITED}
         if found.handle is not None and found.state is State.RUNNING:
@@ -158,6 +160,7 @@ class Keeper:
                 if self.local.asleep and instance.desired is Desired.STOPPED:
                     self._remember(self.local.status, asleep=False)
                     await cellmaker.forget_origin(self._engine, self.id)
+                    await self._unmake()
                 if phase is Phase.RUNNING and plugging.differs(self._engine, self._assignment, self.local):
                     await self._replug(self._assignment)
                 else:
@@ -366,9 +369,10 @@ class Keeper:
         try:
             with self._steps.step("volumes"):
                 changes = plugging.replug(self._engine, self._runtime, assignment, self.local, self.local.handle)
-                async for record in changes:
-                    self.local = record
-                    save(self._engine.paths, record)
+                async with self._engine.files[self.id]:
+                    async for record in changes:
+                        self.local = record
+                        save(self._engine.paths, record)
         except (AlveoleError, OSError) as error:
             await self._note_refused(error)
 
@@ -412,6 +416,7 @@ class Keeper:
 
     async def _remove(self) -> None:
         self._steps = StepLog("remove", self._engine.clock, self._engine.fault)
+        self.local = self.local.replace(asleep=False)
         await self._unmake()
         with self._steps.step("files"):
             await self._remove_files()
@@ -422,6 +427,7 @@ class Keeper:
         if self._ended is not None and self.local.handle is not None:
             await self._runtime.kill(self.local.handle)
             await asyncio.wait({self._ended})
+        self.local = self.local.replace(asleep=False)
         await self._unmake()
         await self._remove_files()
 
@@ -437,7 +443,8 @@ class Keeper:
     def _forget_made(self) -> None:
         self.made.clear()
         if self._engine.paths.home(self.id).exists():
-            self._remember(self.local.status, handle=None, attachment=None, volumes=(), starting=False)
+            volumes = self.local.volumes if self.local.asleep else ()
+            self._remember(self.local.status, handle=None, attachment=None, volumes=volumes, starting=False)
 
     async def _runtime_delete(self) -> None:
         await cellmaker.delete_runtime(self._engine, self.local, self._steps)

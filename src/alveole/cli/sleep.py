@@ -14,7 +14,7 @@ def command(instances: tuple[str, ...]) -> None:
     """Put running instances on disk, memory and processes included.
 
     All they use is given back; `alveole wake` lets them go on where they were, also after a reboot of the host. Only a
-    vm without volumes can sleep.
+    vm without shared directories can sleep.
 
     \b
     Example:

@@ -36,7 +36,7 @@ async def sleep(context: Context, project: str, ref: str, idempotency: Idempoten
     def plan() -> Plan[Operation]:
         entry = resolve_instance(context.cache, project, ref)
         instance: Instance = entry.record
-        require_capturable(context, instance, "put to sleep")
+        require_capturable(context, instance, "put to sleep", volumes=True)
         return instances.intend(context, entry, "instance.sleep", desired=Desired.ASLEEP, run=instance.run)
 
     return await commit_operation(context, project, idempotency, plan)
@@ -117,8 +117,11 @@ def forked_spec(spec: InstanceSpec) -> InstanceSpec:
     return spec.replace(ports=(), hostname=None, attach=False)
 
 
-def require_capturable(context: Context, source: Instance, what: str) -> Placement:
-    """Where it is. Raises UNSUPPORTED or CONFLICT saying why it cannot be, ``what`` being what was asked."""
+def require_capturable(context: Context, source: Instance, what: str, *, volumes: bool = False) -> Placement:
+    """Where it is. Raises CONFLICT saying why it cannot be, ``what`` being what was asked.
+
+    ``volumes``: whether it may have volumes, as only it goes on from there and finds them as they were.
+    """
     if source.placement is None or source.status.phase is not Phase.RUNNING:
         raise conflict(f"instance {source.name} is {source.status.phase}: only a running one can be {what}")
     isolation = source.spec.isolation
@@ -129,10 +132,12 @@ def require_capturable(context: Context, source: Instance, what: str) -> Placeme
             f"a {isolation} cannot be {what} here: it shares its memory with nothing that could copy it",
             hint=f"choose --isolation vm, which can be {what}",
         )
-    shared = next((mount.source for mount in source.spec.mounts if mount.kind != "tmpfs"), None)
+    kept = {"tmpfs", "volume"} if volumes else {"tmpfs"}
+    shared = next((mount.source for mount in source.spec.mounts if mount.kind not in kept), None)
     if shared is not None:
+        lacking = "shared directories" if volumes else "volumes and shared directories"
         raise conflict(
             f"{source.name} has {shared} mounted, which is not part of what can be kept of it",
-            hint=f"only an instance without volumes and shared directories can be {what}",
+            hint=f"only an instance without {lacking} can be {what}",
         )
     return source.placement

@@ -51,7 +51,7 @@ async def create(
 
 def require_memory(context: Context, instance: Instance) -> None:
     """Raises CONFLICT unless its memory can be kept now."""
-    forks.require_capturable(context, instance, "kept with its memory")
+    forks.require_capturable(context, instance, "kept with its memory", volumes=True)
 
 
 def _plan_create(
@@ -206,6 +206,11 @@ async def fork(
     def plan() -> Plan[Operation]:
         entry = find(context, keys.snapshot(project, name), f"snapshot {name}")
         snapshot = _ready(entry)
+        if snapshot.memory and snapshot.volumes:
+            raise conflict(
+                f"snapshot {name} is of a running machine with volumes: only that one can go on from it",
+                hint=f"alveole snapshot restore {name}; or take one without --memory, which can be forked",
+            )
         target = new or instances.free_name(context, project, snapshot.instance)
         renamed = {volume.name: f"{target}-{volume.name}" for volume in snapshot.volumes}
         spec = forks.forked_spec(snapshot.spec)

@@ -190,12 +190,18 @@ def _directory(part: Part) -> str:
     return f"local,id={part.name},path={PLACE}/{BINDS}/{part.name},security_model=none{access}"
 
 
-def plug(part: Part, file: str = "") -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    """The monitor's commands that plug it in. ``file``: where a disk is if not below DISKS."""
+def device_id(name: str) -> str:
+    """Of the device of a disk by this name."""
+    return f"{name}-device"
+
+
+def plug(part: Part, file: str = "", slot: int | None = None) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The monitor's commands to plug it in. ``file``: where a disk is if not below DISKS; ``slot``: of the PCI bus."""
     if not part.is_disk:
         return (("device_add", {"driver": "virtio-9p-pci", "fsdev": part.name, "mount_tag": part.name}),)
     source = {"driver": "file", "filename": file or f"{PLACE}/{DISKS}/{part.name}", "locking": "on"}
     node = {"driver": "raw", "node-name": part.name, "discard": "unmap", "read-only": part.read_only, "file": source}
-    device = {"driver": "virtio-blk-pci", "id": f"{part.name}-device", "drive": part.name, "serial": part.name}
+    device = {"driver": "virtio-blk-pci", "id": device_id(part.name), "drive": part.name, "serial": part.name}
     on_error = dict(word.split("=") for word in ON_ERROR.split(","))
-    return (("blockdev-add", node), ("device_add", {**device, **on_error}))
+    place = {} if slot is None else {"addr": f"{slot:#x}"}
+    return (("blockdev-add", node), ("device_add", {**device, **on_error, **place}))

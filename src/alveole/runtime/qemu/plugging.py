@@ -5,16 +5,17 @@ QEMU cannot open them in its jail: it is handed a descriptor. The guest mounts t
 
 import asyncio
 import base64
+import json
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alveole.host.qmp import Monitor, connected
 from alveole.model.error import AlveoleError, ErrorCode, conflict
 from alveole.runtime.base import CellMount
-from alveole.runtime.qemu.argv import Part, plug
+from alveole.runtime.qemu.argv import Part, device_id, plug
 from alveole.runtime.qemu.capture import monitor_socket
 from alveole.runtime.qemu.guest import Guest
 
@@ -45,6 +46,30 @@ async def plug_disk(place: Path, guest: Guest, name: str, mount: CellMount, *, a
         raise conflict(f"the machine cannot mount it at {mount.target}: {refusal}")
 
 
+async def plug_parts(place: Path, name: str, parts: Sequence[Part], slots: Mapping[str, int]) -> None:
+    """Plug in what a machine has from the beginning, at these slots of its PCI bus if they are told, by name."""
+    if not parts:
+        return
+    async with connected(monitor_socket(place), name) as monitor:
+        for part in parts:
+            for command, arguments in plug(part, slot=slots.get(part.name)):
+                await monitor.execute(command, arguments)
+
+
+async def note_slots(place: Path, name: str, file: Path) -> None:
+    """Write down at which slots its disks are: who goes on from what it is must have them there."""
+    async with connected(monitor_socket(place), name) as monitor:
+        buses = await monitor.execute("query-pci")
+    found = {device["qdev_id"]: device["slot"] for bus in buses for device in bus["devices"]}
+    file.write_text(json.dumps(found))
+
+
+def slots_of(file: Path, parts: Sequence[Part]) -> dict[str, int]:
+    """The slots of these parts, by name, as ``note_slots`` wrote them."""
+    found = json.loads(file.read_text())
+    return {part.name: found[device_id(part.name)] for part in parts if device_id(part.name) in found}
+
+
 async def unplug_disk(place: Path, guest: Guest, name: str, *, alive: Callable[[], bool]) -> None:
     """Raises CONFLICT if the instance uses it; then it stays."""
     refusal = await _ask(guest, "unmount", name, alive=alive)
@@ -71,7 +96,7 @@ async def _ask(guest: Guest, verb: str, what: str, *, alive: Callable[[], bool],
 
 async def _take_out(place: Path, name: str) -> None:
     async with connected(monitor_socket(place), name) as monitor:
-        await monitor.execute("device_del", {"id": f"{name}-device"})
+        await monitor.execute("device_del", {"id": device_id(name)})
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 while not await _is_free(monitor, name):  # noqa: ASYNC110  (the guest lets go of it)

@@ -25,7 +25,6 @@ from alveole.host.cgroup import Cgroups
 from alveole.host.probe.finding import Status
 from alveole.host.probe.machine import kvm
 from alveole.host.process import run
-from alveole.host.qmp import connected
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
 from alveole.model.error import AlveoleError, conflict, internal, invalid, unsupported
@@ -34,7 +33,7 @@ from alveole.runtime.base import Capability, Cell, CellMount, Exit, Handle, Proc
 from alveole.runtime.faults import fault
 from alveole.runtime.oci import is_alive, reason_of
 from alveole.runtime.qemu import build_template, capture, plugging, seed
-from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, PROGRAM, Machine, Part, plug, shape
+from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, PROGRAM, Machine, Part, shape
 from alveole.runtime.qemu.boot import Boot, BootFiles
 from alveole.runtime.qemu.build_template import Builder, wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
@@ -60,6 +59,7 @@ DEFAULT_MEMORY_BYTES = 512 << 20
 LEAST_MEMORY_BYTES = 128 << 20
 _START_TIMEOUT_S = 60.0
 _FLUSH_TIMEOUT_S = 5.0
+_SLOTS = "slots.json"
 _REQUESTS = ("seed", "renew")
 _CONNECTING = 4  # at once to one guest: its server resets the sixth connection that has not shown its key yet
 _TOOL_TIMEOUT_S = 30.0
@@ -89,6 +89,7 @@ class Beginning:
     memory: Path
     state: Path | None = None  # None: it boots
     pages: Path | None = None  # that differ from ``memory``
+    slots: Path | None = None  # where its disks are plugged in; None: a template, which has none
     template: str = ""  # its key
 
 
@@ -185,15 +186,15 @@ class QemuRuntime:
         handle = await self._jail.create(jailed(cell, machine, furniture, incoming=begin.state is not None))
         await self._jail.start(handle)
         try:
-            await _begin(handle, begin, furniture, stand_still=cell.origin is not None)
-            await _plug(machine, furniture.place)
+            await _begin(handle, begin, furniture, machine.parts)
         except AlveoleError as error:
             raise with_words(error, furniture.place) from error
         return handle
 
     async def _beginning(self, cell: Cell, machine: Machine, furniture: Furniture, boot: Boot) -> Beginning:
         if cell.origin is not None:
-            return Beginning(memory=cell.origin / MEMORY, state=cell.origin / STATE, pages=cell.origin / "pages")
+            there = cell.origin
+            return Beginning(memory=there / MEMORY, state=there / STATE, pages=there / "pages", slots=there / _SLOTS)
         if not cell.template:
             return Beginning(memory=furniture.memory)
         template = await self._template(cell, machine, furniture, boot)
@@ -432,6 +433,7 @@ class QemuRuntime:
         memory = Path(handle.directory, MEMORY)
         (directory / MEMORY).hardlink_to(memory)
         place = _place(Path(handle.run_directory))
+        await plugging.note_slots(place, handle.id, directory / _SLOTS)
         return await capture.capture(
             handle.pid, memory, place, directory, name=handle.id, while_still=while_still, go_on=go_on
         )
@@ -446,23 +448,20 @@ class QemuRuntime:
         await self._jail.rotate_logs(handle, log_path)
 
 
-async def _begin(handle: Handle, begin: Beginning, furniture: Furniture, *, stand_still: bool) -> None:
-    place = furniture.place
+async def _begin(handle: Handle, begin: Beginning, furniture: Furniture, parts: tuple[Part, ...]) -> None:
+    """Bring it to where its guest waits; one that goes on from what another was stands still there."""
+    place, name = furniture.place, handle.id
+    slots: dict[str, int] = {}
     if begin.state is None:
         await wait_until_booted(handle, place)
-        return
-    await capture.load(handle.pid, furniture.memory, place, begin.state, begin.pages, name=handle.id)
-    if not stand_still:
-        await capture.go_on(place, name=handle.id)
-
-
-async def _plug(machine: Machine, place: Path) -> None:
-    if not machine.parts:
-        return
-    async with connected(capture.monitor_socket(place), machine.id) as monitor:
-        for part in machine.parts:
-            for command, arguments in plug(part):
-                await monitor.execute(command, arguments)
+    else:
+        if begin.slots is not None:  # what it had plugged in is part of what it is
+            slots = plugging.slots_of(begin.slots, parts)
+            await plugging.plug_parts(place, name, [part for part in parts if part.name in slots], slots)
+        await capture.load(handle.pid, furniture.memory, place, begin.state, begin.pages, name=name)
+        if begin.slots is None:
+            await capture.go_on(place, name=name)
+    await plugging.plug_parts(place, name, [part for part in parts if part.name not in slots], {})
 
 
 def _is_decided(told: Told) -> bool:
