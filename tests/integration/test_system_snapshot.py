@@ -8,6 +8,7 @@ from tests.integration.daemon import Daemon, until
 
 pytestmark = pytest.mark.root
 
+WALLS = ["container", "sandbox", pytest.param("vm", marks=pytest.mark.slow)]  # of it others have a test of their own
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.05; done"
 
 
@@ -43,6 +44,7 @@ def test_files_and_volumes_go_back_together(daemon: Daemon, isolation: str) -> N
     assert inside(daemon, "db", "cat /state /data/state") == "again\nold"
 
 
+@pytest.mark.parametrize("isolation", WALLS)
 def test_one_that_has_ended_is_kept_and_begun_from(daemon: Daemon, isolation: str) -> None:
     run(daemon, "db", isolation, "-v", "data:/data")
     inside(
@@ -68,6 +70,7 @@ def test_one_that_has_ended_is_kept_and_begun_from(daemon: Daemon, isolation: st
     assert inside(daemon, "young", "ls /home/su 2>/dev/null; cat /data/state") == "changed"
 
 
+@pytest.mark.parametrize("isolation", WALLS)
 def test_a_copy_is_begun_from_a_running_one(daemon: Daemon, isolation: str) -> None:
     run(daemon, "web", isolation, "-p", "127.0.0.1:8099:80", "-e", "X=1")
     inside(daemon, "web", "echo mine > /state; sync")
