@@ -180,7 +180,11 @@ def test_it_is_forked_and_sleeps(system: Daemon) -> None:
         terminal.log_in()
         terminal.type(b"mine=a''lone\r")
         terminal.expect(b"# ")
-    system.ok("fork", "--name", "twin", "os", timeout=60)
+    forked = system.cli("fork", "--name", "twin", "os", timeout=60)
+    assert (forked.returncode, forked.stdout) == (0, "twin\n")
+    assert "SSH host keys are those of os" in forked.stderr
+    assert system.instance("twin")["status"]["machine"]["shares_identity"]
+    assert not system.instance("os")["status"]["machine"]["shares_identity"]
     twin = (system.instance("twin")["address"], 7)
     assert twin != original
     for address in (original, twin):
@@ -198,6 +202,7 @@ def test_it_is_forked_and_sleeps(system: Daemon) -> None:
     system.restart()
     system.ok("wake", "twin", timeout=60)
     until(lambda: asked(twin) == ["os", "still-alone", "once"], BOOT_S, "an answer after its sleep")
+    assert system.instance("twin")["status"]["machine"]["shares_identity"]
     system.ok("rm", "-f", "twin", "os", timeout=60)
     assert not root_disks(system)
 

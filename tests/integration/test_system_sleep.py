@@ -58,6 +58,19 @@ def test_it_sleeps_through_restarts_of_the_daemon_and_again(daemon: Daemon) -> N
     assert before <= count(daemon, "web") < before + 200
 
 
+def test_it_wakes_as_who_it_was(daemon: Daemon) -> None:
+    """It is no clone: nothing else goes on from what was kept of it."""
+    who = "hostname; cat /etc/machine-id /etc/ssh/ssh_host_x_key /proc/sys/kernel/random/boot_id"
+    counting(daemon, "web")
+    kept = "echo 127a > /etc/machine-id; mkdir /etc/ssh; echo secret > /etc/ssh/ssh_host_x_key"
+    daemon.ok("exec", "web", "sh", "-c", kept)
+    before = daemon.ok("exec", "web", "sh", "-c", who)
+    assert before.startswith("web\n127a\nsecret\n")
+    daemon.ok("sleep", "web")
+    daemon.ok("wake", "web")
+    assert daemon.ok("exec", "web", "sh", "-c", who) == before
+
+
 def test_stopping_what_sleeps_lets_it_begin_anew(daemon: Daemon) -> None:
     counting(daemon, "web")
     until(lambda: count(daemon, "web") > 40)

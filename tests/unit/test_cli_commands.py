@@ -137,6 +137,30 @@ def test_an_operation_shows_its_steps_and_their_time(daemon: Double, capsys: pyt
     assert [line.split() for line in lines[-2:]] == [["image", "12.3", "-"], ["network", "under", "way", "10.0.0.2"]]
 
 
+@pytest.mark.parametrize(
+    ("machine", "told"),
+    [
+        ({"shares_identity": True}, True),
+        ({"shares_identity": False}, False),
+        ({"template": "0123"}, False),
+        (None, False),
+    ],
+)
+def test_a_fork_of_a_system_says_that_its_names_inside_are_the_originals(
+    daemon: Double, capsys: pytest.CaptureFixture[str], machine: dict[str, Any] | None, told: bool
+) -> None:
+    twin = instance("twin")
+    twin["status"]["machine"] = machine
+    done = operation("instance.fork", "instance/twin", result={"id": twin["id"], "name": "twin", "moment": "0" * 12})
+    daemon.answers["POST /v1/instances/web/fork"] = Reply(done)
+    daemon.answers[f"GET /v1/instances/{twin['id']}"] = Reply(twin)
+    assert root.run(["fork", "web"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "twin\n"
+    assert ("SSH host keys are those of web" in said.err) is told
+    assert said.err.count("\n") == told
+
+
 def test_stats_need_two_looks_for_the_processor(daemon: Double, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter([10.0, 10.5])
     daemon.answers["GET /v1/instances/web/stats"] = lambda _request: Reply(

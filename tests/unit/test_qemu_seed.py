@@ -13,6 +13,7 @@ from alveole.runtime.qemu import seed
 from tests.unit.test_qemu_argv import CARD
 
 PUBLIC_KEY = "ssh-ed25519 AAAA it\n"
+BOOT_ID = "01234567-89ab-4cde-8f01-23456789abcd"
 NO_MOUNTS = seed.plan((), ())
 
 
@@ -37,7 +38,15 @@ def cell(directory: Path, **changes: Any) -> Cell:
 
 
 def opened(made: Cell, how: seed.Plan) -> dict[str, bytes]:
-    data = io.BytesIO(seed.make_seed(made, how, public_key=PUBLIC_KEY))
+    return members_of(seed.make_seed(made, how, public_key=PUBLIC_KEY, boot_id=BOOT_ID))
+
+
+def renewed(made: Cell) -> dict[str, bytes]:
+    return members_of(seed.make_renewal(made, NO_MOUNTS, public_key=PUBLIC_KEY, boot_id=BOOT_ID))
+
+
+def members_of(content: bytes) -> dict[str, bytes]:
+    data = io.BytesIO(content)
     with tarfile.open(fileobj=data) as archive:
         assert all(member.isreg() for member in archive)
         return {name: _content(archive, name) for name in archive.getnames()}
@@ -124,3 +133,26 @@ def test_a_file_that_grew_too_large_is_cut(tmp_path: Path) -> None:
     mount = CellMount(target="/f", source=file)
     members = opened(cell(tmp_path, mounts=(mount,)), seed.plan((mount,), {file}))
     assert len(members["file/file0"]) == 1 << 20
+
+
+def test_the_instance_sees_a_boot_id_that_can_be_renewed(tmp_path: Path) -> None:
+    """Where /proc has that of the kernel, which all clones of one moment would have in common."""
+    members = opened(cell(tmp_path), NO_MOUNTS)
+    assert members["boot-id"].decode() == f"{BOOT_ID}\n"
+    mounts = json.loads(members["config.json"])["mounts"]
+    targets = [mount["destination"] for mount in mounts]
+    assert targets.index("/proc") < targets.index("/proc/sys/kernel/random/boot_id")
+    assert mounts[targets.index("/proc/sys/kernel/random/boot_id")]["source"] == "/run/seed/boot-id"
+
+
+def test_a_fork_renews_who_it_is_and_what_wakes_does_not(tmp_path: Path) -> None:
+    fork = renewed(cell(tmp_path, origin=tmp_path))
+    woken = renewed(cell(tmp_path, origin=tmp_path, woken=True))
+    script, same = fork["renew"].decode(), woken["renew"].decode()
+    for own in ("boot-id", "machine-id", "ssh_host_"):
+        assert own in script
+        assert own not in same
+    assert fork["boot-id"].decode() == f"{BOOT_ID}\n"
+    assert script.startswith(same)  # its name, how it is reached, and the key that lets in
+    assert "hostname web" in same
+    assert "authorized_keys" in same

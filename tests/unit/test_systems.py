@@ -1,5 +1,6 @@
 """Whole operating systems: what may be wished for them, what QEMU is told of them, and whose keys they take."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.health import HealthCheck
 from alveole.model.instance import InstanceSpec, Isolation, Mount, Resources
 from alveole.policy.system import check_no_system, check_system
+from alveole.runtime.base import Handle
 from alveole.runtime.qemu.argv import Machine, shape
+from alveole.runtime.qemu.system import About, Systems, _shares_identity
 from alveole.runtime.qemu.system_argv import SEED, boots_by_bios, command
 from tests.runtime_world import CARD
+from tests.unit.test_qemu_seed import cell
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI me@here"
 IMPOSSIBLE: dict[str, dict[str, Any]] = {
@@ -147,3 +151,32 @@ def test_lines_after_a_key_are_refused(key: str) -> None:
 def test_its_name_server_is_the_one_of_its_network() -> None:
     assert _nameserver("nameserver 192.0.0.1\noptions ndots:0\n") == "192.0.0.1"
     assert _nameserver("") == ""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_fork_shares_its_identity_until_it_boots(tmp_path: Path, *, shared: bool) -> None:
+    """Also one that slept before it did; what was never forked shares it with nobody, asleep or not."""
+    assert not _shares_identity(cell(tmp_path))
+    assert _shares_identity(cell(tmp_path, origin=tmp_path))
+    about = About(
+        machine_type="pc", accelerator="tcg", processor="max", memory_mib=64, cpus=1, qemu="10", goes_on=shared
+    ).replace(shares_identity=shared)
+    (tmp_path / "system.json").write_bytes(about.to_json())
+    asleep = tmp_path / "asleep"
+    asleep.mkdir()
+    handle = Handle(
+        runtime="qemu",
+        id="a",
+        directory=str(tmp_path),
+        run_directory=str(tmp_path),
+        cgroup="",
+        pid=1,
+        pid_started=1,
+        monitor_pid=1,
+        monitor_started=1,
+    )
+    assert Systems.describe(handle)["shares_identity"] is shared
+    await Systems.keep_about(handle, asleep)
+    assert _shares_identity(cell(tmp_path, origin=asleep, woken=True)) is shared
+    (asleep / "system.json").unlink()  # captured by a version that did not keep it
+    assert not _shares_identity(cell(tmp_path, origin=asleep, woken=True))

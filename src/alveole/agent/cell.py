@@ -106,6 +106,7 @@ def build_cell(
         block_device=block_device,
         root_disk=root_disk,
         origin=origin,
+        woken=origin == paths.asleep(instance.id),
         seed_disk=seed_disk,
         card=attachment.card,
         template=instance.spec.template,

@@ -9,8 +9,13 @@ from alveole.cli import output
 from alveole.cli.context import client
 from alveole.cli.options import instance_argument
 from alveole.cli.progress import finish
+from alveole.client.errors import ApiError
 
 _MOST = 1000
+_SHARED = (
+    "note: inside, host name, machine id and SSH host keys are those of {0}, a whole operating system: nothing of "
+    "Alveole runs there that could renew them"
+)
 
 
 @click.command()
@@ -23,7 +28,8 @@ def command(instance: str, name: str | None, count: int | None, name_prefix: str
     """Duplicate a running instance: memory, disk and processes. The original goes on.
 
     Each fork has an address, host name and machine id of its own; published ports stay with the original, and
-    connections that were open are the original's. Only a vm without volumes can be forked.
+    connections that were open are the original's. Only a vm without volumes can be forked. Forks of a whole operating
+    system keep its names and keys inside.
 
     \b
     Examples:
@@ -40,6 +46,18 @@ def command(instance: str, name: str | None, count: int | None, name_prefix: str
     others = [client().fork_instance(instance, name=other, moment=moment, paused=paused) for other in names[1:]]
     for operation in others:
         output.line(finish(client(), _waiting(operation))["result"]["name"])
+    if _shares_identity(first["result"]["id"]):
+        output.note(_SHARED.format(instance))
+
+
+def _shares_identity(identifier: str) -> bool:
+    try:
+        found = client().instance(identifier)
+    except ApiError as error:
+        if error.code == "not_found":  # removed a moment after it was made: nobody is left to be told of
+            return False
+        raise
+    return bool((found["status"].get("machine") or {}).get("shares_identity"))
 
 
 def _request(instance: str, name: str | None, paused: bool) -> Callable[[float], dict[str, Any]]:

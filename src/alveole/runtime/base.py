@@ -107,6 +107,7 @@ class Cell:
     template: bool = True  # a machine's: it goes on from a template instead of booting
     accelerator: str = ""  # a machine's: kvm | tcg; empty: as measured
     origin: Path | None = None  # what ``capture`` wrote: it goes on from there, as another instance
+    woken: bool = False  # with origin: as the same one, which keeps all that tells it from others
 
 
 class Handle(Record):

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal as signals
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -262,7 +263,7 @@ class QemuRuntime:
         await run(make_key, timeout_s=_TOOL_TIMEOUT_S)
         public = key.with_suffix(".pub").read_text()
         verb, make = ("renew", seed.make_renewal) if cell.origin else ("seed", seed.make_seed)
-        archive = await in_thread(lambda: make(cell, how, public_key=public))
+        archive = await in_thread(lambda: make(cell, how, public_key=public, boot_id=str(uuid.uuid4())))
         path = cell.run_directory / verb
         path.touch(mode=0o600)
         path.write_bytes(archive)
@@ -432,6 +433,8 @@ class QemuRuntime:
     ) -> Mapping[str, Any]:
         memory = Path(handle.directory, MEMORY)
         (directory / MEMORY).hardlink_to(memory)
+        if is_system(handle):
+            await self._systems.keep_about(handle, directory)
         place = _place(Path(handle.run_directory))
         await plugging.note_slots(place, handle.id, directory / _SLOTS)
         return await capture.capture(

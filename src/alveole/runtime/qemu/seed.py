@@ -17,13 +17,19 @@ from alveole.runtime import bundle
 from alveole.runtime.base import COPIED_FILE_BYTES, Card, Cell, CellMount
 
 ROOT = "/instance/root"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+"""The guest's kernel draws it once, and cannot be told to draw anew: the instance sees a file of ours in its place."""
+
 # Who a system is to others: two that have the same would be taken for one.
 _RENEW_FILES = (
+    # In place, and at once: whoever reads it never finds it empty.
+    "dd if=/run/renewal/boot-id of=/run/seed/boot-id conv=notrunc 2>/dev/null",
     f"if [ -s {ROOT}/etc/machine-id ]; then tr -d - </proc/sys/kernel/random/uuid >{ROOT}/etc/machine-id; fi",
     f"if ls {ROOT}/etc/ssh/ssh_host_*_key >/dev/null 2>&1; then rm -f {ROOT}/etc/ssh/ssh_host_*",
     "crun --root /run/crun --cgroup-manager=cgroupfs exec instance ssh-keygen -A; fi",
 )
 _SEED = "/run/seed"
+_MODES = {"authorized_keys": 0o600, "boot-id": 0o444}
 _ENGINE = bundle.Engine(host_kernel=True, read_only_option="rro")
 _LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
 
@@ -56,32 +62,37 @@ def plan(mounts: Collection[CellMount], single_files: Collection[Path]) -> Plan:
     )
 
 
-def make_seed(cell: Cell, how: Plan, *, public_key: str) -> bytes:
-    """A tar archive. Blocks on reading the files of ``how``."""
+def make_seed(cell: Cell, how: Plan, *, public_key: str, boot_id: str) -> bytes:
+    """A tar archive. ``boot_id`` is a UUID that no other boot has. Blocks on reading the files of ``how``."""
     members = {f"file/{name}": _read(mount) for name, mount in how.files}
     return _archive(
         {
             "config.json": json.dumps(_config(cell, how)).encode(),
             "setup": _script(cell, how).encode(),
             "authorized_keys": public_key.encode(),
+            "boot-id": f"{boot_id}\n".encode(),
             **members,
         }
     )
 
 
-def make_renewal(cell: Cell, how: Plan, *, public_key: str) -> bytes:
-    """Like ``make_seed``, for the guest of a machine that went on from what another was: what must be its own now."""
+def make_renewal(cell: Cell, how: Plan, *, public_key: str, boot_id: str) -> bytes:
+    """Like ``make_seed``, for the guest of a machine that went on from what another was: what must be its own now.
+
+    One that was only woken is told what may have changed meanwhile: how it is reached.
+    """
     lines = [
         "cp /run/renewal/authorized_keys /root/.ssh/authorized_keys",
         f"hostname {shlex.quote(cell.hostname)}",
         f'nsenter -t "$(cat /run/pid)" -u hostname {shlex.quote(cell.hostname)}',
         # In place: the instance has these files mounted.
         *(f"cat /run/renewal/file/{name} >{_SEED}/file/{name}" for name, _ in how.files),
-        *_RENEW_FILES,
+        *(() if cell.woken else _RENEW_FILES),
     ]
     script = "".join(f"{line}\n" for line in lines)
     members = {f"file/{name}": _read(mount) for name, mount in how.files}
-    return _archive({"renew": script.encode(), "authorized_keys": public_key.encode(), **members})
+    own = {"authorized_keys": public_key.encode(), "boot-id": f"{boot_id}\n".encode()}
+    return _archive({"renew": script.encode(), **own, **members})
 
 
 def _read(mount: CellMount) -> bytes:
@@ -95,12 +106,13 @@ def _archive(members: Mapping[str, bytes]) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o600 if name == "authorized_keys" else 0o644
+            member.size, member.mode = len(content), _MODES.get(name, 0o644)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def _config(cell: Cell, how: Plan) -> dict[str, Any]:
+    boot_id = CellMount(target=BOOT_ID, source=Path(f"{_SEED}/boot-id"), read_only=True)
     inside = replace(
         cell,
         root=Path(ROOT),
@@ -109,6 +121,7 @@ def _config(cell: Cell, how: Plan) -> dict[str, Any]:
             *(replace(mount, source=Path(f"/disks/{name}")) for name, mount in how.binds),
             *(replace(mount, source=Path(f"{_SEED}/file/{name}")) for name, mount in how.files),
             *how.tmpfs,
+            boot_id,
         ),
         ids=None,
         user_namespace=None,
@@ -117,7 +130,7 @@ def _config(cell: Cell, how: Plan) -> dict[str, Any]:
         resources=Resources(pids=cell.resources.pids),
         block_device="",
     )
-    files = frozenset(Path(f"{_SEED}/file/{name}") for name, _ in how.files)
+    files = frozenset({Path(f"{_SEED}/boot-id"), *(Path(f"{_SEED}/file/{name}") for name, _ in how.files)})
     config = bundle.bundle(inside, _ENGINE, _LIMITS, {}, files)
     if cell.card is None or not cell.card.has_route:
         config["linux"]["namespaces"].append({"type": "network"})  # it must not see the card either

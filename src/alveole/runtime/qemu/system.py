@@ -49,6 +49,7 @@ class About(Record):
     cpus: int
     qemu: str
     goes_on: bool  # from a captured moment, instead of booting
+    shares_identity: bool = False  # its names and keys inside are those of the one that it was forked from
 
 
 def is_system(handle: Handle) -> bool:
@@ -93,6 +94,7 @@ class Systems:
             cpus=machine.cpus,
             qemu=await self._version(),
             goes_on=cell.origin is not None,
+            shares_identity=await in_thread(lambda: _shares_identity(cell)),
         )
         (cell.directory / _RECORD).write_bytes(about.to_json())
         inside = jailed(cell, machine, furniture, incoming=False)
@@ -153,6 +155,11 @@ class Systems:
     @staticmethod
     def describe(handle: Handle) -> Mapping[str, Any]:
         return _about(handle).model_dump(exclude={"goes_on"})
+
+    @staticmethod
+    async def keep_about(handle: Handle, directory: Path) -> None:
+        """Beside what is captured of it: one that was forked and then slept still shares its identity."""
+        await in_thread(lambda: capture.take(Path(handle.directory, _RECORD), directory / _RECORD))
 
     async def start(self, handle: Handle) -> None:
         """Returns when QEMU runs. Raises INTERNAL with its own words if it ended instead."""
@@ -219,6 +226,14 @@ def _check_boots(cell: Cell) -> None:
                 "the disk has no boot loader that a BIOS starts",
                 hint="use an image that boots by BIOS: one for UEFI alone, or with its kernel beside it, does not",
             )
+
+
+def _shares_identity(cell: Cell) -> bool:
+    """Nothing of ours is inside that could renew it; a boot is the system's own chance to."""
+    if cell.origin is None or not cell.woken:
+        return cell.origin is not None
+    about = cell.origin / _RECORD
+    return about.exists() and About.from_json(about.read_bytes()).shares_identity
 
 
 async def _ask(handle: Handle, command: str) -> None:
