@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from alveole.host.cgroup import Cgroups, Layout
-from alveole.host.cgroup_usage import pss_bytes
+from alveole.host.cgroup_usage import memory_of
 from alveole.host.mountinfo import mounts
 from alveole.model.error import AlveoleError, ErrorCode
 
@@ -180,9 +180,11 @@ async def test_usage_is_that_of_the_processes(cgroup: tuple[Cgroups, str]) -> No
         assert cgroups.processes(name) == {process.pid}
         assert usage.pids == 1
         assert usage.memory_limit_bytes is None
-        assert 50 * MIB < pss_bytes([process.pid]) < 100 * MIB
+        memory = memory_of([process.pid])
+        assert 50 * MIB < memory.own_bytes < 100 * MIB
+        assert memory.own_bytes <= memory.pss_bytes < 100 * MIB
         await cgroups.kill(name)
-    assert pss_bytes([process.pid]) == 0
+    assert memory_of([process.pid]).pss_bytes == 0
 
 
 async def test_frozen_processes_take_no_time_until_thawed_and_can_be_killed(cgroup: tuple[Cgroups, str]) -> None:

@@ -287,6 +287,8 @@ def test_stats(daemon: Daemon, isolation: str) -> None:
     overhead_bytes = 256 << 20 if isolation == "vm" else 0  # of QEMU
     assert used["memory_limit_bytes"] == (128 << 20) + overhead_bytes
     assert used["pids"] >= 1
-    assert used["pss_bytes"] > 0
+    assert used["own_bytes"] > 0
+    assert used["shared_bytes"] >= 0
+    assert used["pss_bytes"] == used["own_bytes"] + used["shared_bytes"]
     assert used["received_bytes"] >= 0
     assert "worker" in daemon.ok("stats", "--no-stream")

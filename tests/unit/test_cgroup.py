@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from alveole.host.cgroup import Cgroups, Layout, layout_of
-from alveole.host.cgroup_usage import Usage, oom_kills_v1, parse_flat, parse_io_v1, parse_io_v2, usage_v1, usage_v2
+from alveole.host.cgroup_usage import (
+    ProcessMemory,
+    Usage,
+    oom_kills_v1,
+    parse_flat,
+    parse_io_v1,
+    parse_io_v2,
+    parse_rollups,
+    usage_v1,
+    usage_v2,
+)
 from alveole.host.mountinfo import parse_mountinfo
 from alveole.model.error import AlveoleError, ErrorCode
 
@@ -97,6 +107,23 @@ def test_usage_v1_takes_the_hierarchy_into_account_and_knows_no_limit(tmp_path: 
 def test_what_v1_cannot_tell_is_taken_from_v2() -> None:
     v1, v2 = Usage(cpu_s=0.0, pids=3), Usage(cpu_s=9.0, io_read_bytes=5)
     assert v1.or_else(v2) == Usage(cpu_s=0.0, pids=3, io_read_bytes=5)
+
+
+def rollup(**kib: int) -> str:
+    """As the kernel writes it, of which not all is looked at."""
+    head = "55c53f9ec000-7ffdd070b000 ---p 00000000 00:00 0                          [rollup]\n"
+    return head + "".join(f"{name + ':':<16}{number:>8} kB\n" for name, number in {"Rss": 99999, **kib}.items())
+
+
+def test_memory_is_divided_into_what_is_an_instances_own_and_its_part_of_the_rest() -> None:
+    clone = rollup(Pss=700, Pss_Anon=500, Shared_Clean=400, Private_Clean=20, Private_Dirty=500)
+    assert parse_rollups([clone]) == ProcessMemory(own_bytes=520 << 10, shared_bytes=180 << 10)
+    workers = [rollup(Pss=60, Pss_Anon=50, Shared_Dirty=80, Private_Clean=1, Private_Dirty=9)] * 2
+    both = parse_rollups(workers)  # what a process has in common with those it forked is the instance's alone
+    assert (both.own_bytes, both.shared_bytes, both.pss_bytes) == (100 << 10, 20 << 10, 120 << 10)
+    assert parse_rollups(["", clone]) == parse_rollups([clone])  # one has ended
+    assert parse_rollups([]).pss_bytes == 0
+    assert parse_rollups([rollup(Pss=7, Private_Clean=8)]).shared_bytes == 0  # Pss is rounded down
 
 
 def test_oom_kills_are_read_from_either_version(tmp_path: Path) -> None:

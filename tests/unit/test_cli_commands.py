@@ -164,12 +164,14 @@ def test_a_fork_of_a_system_says_that_its_names_inside_are_the_originals(
 def test_stats_need_two_looks_for_the_processor(daemon: Double, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter([10.0, 10.5])
     daemon.answers["GET /v1/instances/web/stats"] = lambda _request: Reply(
-        {"name": "web", "cpu_s": next(seconds), "memory_bytes": 1 << 20}
+        {"name": "web", "cpu_s": next(seconds), "memory_bytes": 1 << 20, "own_bytes": 3 << 20, "shared_bytes": 2048}
     )
     assert root.run(["stats", "--no-stream", "web"]) == 0
-    row = capsys.readouterr().out.splitlines()[1].split()
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[3:7] == ["MEMORY", "LIMIT", "OWN", "SHARED"]  # after NAME and CPU %
+    row = line.split()
     assert 20 < float(row[1]) <= 100.5  # half a second of work in half a second, or more on a busy host
-    assert row[2:4] == ["1.0", "MB"]
+    assert row[2:9] == ["1.0", "MB", "-", "3.0", "MB", "2.0", "kB"]
 
 
 @pytest.mark.parametrize("form", ["table", "json"])

@@ -12,7 +12,7 @@ from alveole.agent.engine import Engine
 from alveole.agent.keeper import Keeper
 from alveole.agent.session import Agent
 from alveole.host.blocking import in_thread
-from alveole.host.cgroup_usage import pss_bytes
+from alveole.host.cgroup_usage import memory_of
 from alveole.model.agent import Changes, ExecRequest, InstanceStats, LogLine, Stream
 from alveole.model.error import conflict, unsupported
 from alveole.model.instance import Instance
@@ -87,14 +87,16 @@ class LocalStreams:
         cgroup = cgroup_of(self._engine, instance.id)
         cgroups = self._engine.cgroups
         usage = cgroups.usage(cgroup)
-        pss = await in_thread(lambda: pss_bytes(cgroups.processes(cgroup)))
+        memory = await in_thread(lambda: memory_of(cgroups.processes(cgroup)))
         received, sent = self._traffic(instance)
         return InstanceStats(
             name=instance.name,
             cpu_s=usage.cpu_s,
             memory_bytes=usage.memory_bytes,
             memory_limit_bytes=usage.memory_limit_bytes,
-            pss_bytes=pss,
+            pss_bytes=memory.pss_bytes,
+            own_bytes=memory.own_bytes,
+            shared_bytes=memory.shared_bytes,
             pids=usage.pids,
             received_bytes=received,
             sent_bytes=sent,

@@ -12,8 +12,8 @@ from alveole.cli.context import client
 from alveole.cli.options import complete_instances, format_option
 from alveole.client.errors import ApiError
 
-_COLUMNS = ("NAME", "CPU %", "MEMORY", "LIMIT", "PROCESSES", "PIDS", "RECEIVED", "SENT", "READ", "WRITTEN")
-_BYTES = ("memory_bytes", "memory_limit_bytes", "pss_bytes")
+_COLUMNS = ("NAME", "CPU %", "MEMORY", "LIMIT", "OWN", "SHARED", "PIDS", "RECEIVED", "SENT", "READ", "WRITTEN")
+_BYTES = ("memory_bytes", "memory_limit_bytes", "own_bytes", "shared_bytes")
 _FLOWS = ("received_bytes", "sent_bytes", "read_bytes", "written_bytes")
 _REFRESH_S = 1.0
 _FIRST_S = 0.5  # between the two looks that the first figure for the processor needs
@@ -29,7 +29,8 @@ Sample = tuple[float, dict[str, Any]]  # when it was taken, and what it said
 def command(instances: tuple[str, ...], no_stream: bool, form: str) -> None:
     """Show what running instances use: all of them if none is named.
 
-    MEMORY is what the limit counts; PROCESSES is the share of its processes, pages in common divided by their users.
+    MEMORY is what the limit counts. OWN is what its processes have for themselves, and is given back when it is
+    removed; SHARED is its part of what others have too: the pages of a template, of programs and libraries.
 
     \b
     Examples:

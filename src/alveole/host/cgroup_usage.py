@@ -98,13 +98,42 @@ def oom_kills_v1(directory: Path) -> int | None:
     return _flat(directory / "memory.oom_control").get("oom_kill")
 
 
-def pss_bytes(pids: Iterable[int]) -> int:
-    """Memory of these processes, each shared page divided among those that share it. Ended ones count nothing."""
-    return sum(_flat_kib(Path(f"/proc/{pid}/smaps_rollup")).get("Pss", 0) for pid in pids) << 10
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """Of some processes: pages in memory, each shared one divided by the processes that have it mapped."""
+
+    own_bytes: int  # that nobody else has: given back when they end
+    shared_bytes: int  # their part of what others have too
+
+    @property
+    def pss_bytes(self) -> int:
+        return self.own_bytes + self.shared_bytes
 
 
-def _flat_kib(path: Path) -> dict[str, int]:
-    lines = (line.split() for line in (read_text(path) or "").splitlines())
+def parse_rollups(texts: Iterable[str]) -> ProcessMemory:
+    """What the files smaps_rollup of some processes tell together.
+
+    Anonymous pages can be common to a process and those it forked only: to the same instance's. So they are its own,
+    be they private to a process or not. A page of a file, or of memory that is shared as one, may be anybody's: those
+    that only these processes have in common count as shared, for their part.
+    """
+    rollups = [_parse_kib(text) for text in texts]
+
+    def total(*names: str) -> int:
+        return sum(rollup.get(name, 0) for rollup in rollups for name in names) << 10
+
+    pss = total("Pss")
+    own = min(pss, max(total("Private_Clean", "Private_Dirty"), total("Pss_Anon")))
+    return ProcessMemory(own_bytes=own, shared_bytes=pss - own)
+
+
+def memory_of(pids: Iterable[int]) -> ProcessMemory:
+    """Blocks while the kernel looks at each page. Processes that have ended count nothing."""
+    return parse_rollups(read_text(Path(f"/proc/{pid}/smaps_rollup")) or "" for pid in pids)
+
+
+def _parse_kib(text: str) -> dict[str, int]:
+    lines = (line.split() for line in text.splitlines())
     return {fields[0].rstrip(":"): int(fields[1]) for fields in lines if len(fields) == 3 and fields[2] == "kB"}
 
 

@@ -160,7 +160,9 @@ class InstanceStats(Record):
     cpu_s: float | None = None  # since its start
     memory_bytes: int | None = None  # charged to its cgroup, file cache given back on demand not counted
     memory_limit_bytes: int | None = None
-    pss_bytes: int | None = None  # of its processes, shared pages divided by their users
+    pss_bytes: int | None = None  # of its processes, shared pages divided by their users: own and shared
+    own_bytes: int | None = None  # of that, what nobody else has: given back if the instance is removed
+    shared_bytes: int | None = None  # of that, its part of what others have too
     pids: int | None = None
     received_bytes: int | None = None
     sent_bytes: int | None = None
