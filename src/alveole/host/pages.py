@@ -26,7 +26,7 @@ _PAGEMAP_SCAN = 0xC0606610
 _ARGUMENT = struct.Struct("=12Q")
 _REGION = struct.Struct("=3Q")
 _REGIONS_AT_ONCE = 8192
-_FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+_FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4
 _CHUNK_BYTES = 4 << 20
 _SPARE = 1.25  # pages that may become private between the two looks
 
@@ -45,15 +45,17 @@ def mapping(pid: int, memory: Path) -> tuple[int, int]:
 
 
 def private(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each run of private pages."""
+    """(start, end) of each run of private pages.
+
+    The kernel's page of zeros is one: it stands where the kernel found a private page full of zeros (KSM).
+    """
     vector = ctypes.create_string_buffer(_REGION.size * _REGIONS_AT_ONCE)
-    inverted = _FILE | _ZERO
     with Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
         while start < end:
             argument = bytearray(
                 _ARGUMENT.pack(
                     *(_ARGUMENT.size, 0, start, end, 0, ctypes.addressof(vector), _REGIONS_AT_ONCE, 0),
-                    *(inverted, inverted, _PRESENT | _SWAPPED, _PRESENT),
+                    *(_FILE, _FILE, _PRESENT | _SWAPPED, _PRESENT),
                 )
             )
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
