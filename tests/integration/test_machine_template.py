@@ -165,6 +165,7 @@ async def test_memory_that_clones_do_not_write_is_shared(here: World) -> None:
     made = [await begun(here, runtime) for _ in range(2)]
     for _, handle in made:
         rollup = Path(f"/proc/{handle.pid}/smaps").read_text()
+        assert not [line for line in rollup.splitlines() if line.startswith("VmFlags:") and " mg" in line]  # mergeable
         sizes = {"Rss": 0, "Pss": 0}
         inside = False
         for line in rollup.splitlines():

@@ -84,6 +84,7 @@ def machine() -> Machine:
 def test_a_system_boots_its_own_disk_and_may_reboot() -> None:
     argv = command(machine(), incoming=False)
     assert not {"-kernel", "-initrd", "-append", "-no-reboot", "-S"} & set(argv)
+    assert "mem-merge=off" in argv[argv.index("-machine") + 1].split(",")
     assert "-no-reboot" in shape(machine())  # the other kind of machine ends with its instance
     (root,) = (word for word in argv if "node-name=root" in word)
     assert "size=1073741824" in root

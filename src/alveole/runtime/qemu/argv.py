@@ -115,7 +115,7 @@ def board(accelerator: str, cpus: int) -> tuple[str, ...]:
     how = f"tcg,thread=multi,tb-size={_TRANSLATION_MIB}" if accelerator == "tcg" else accelerator
     return (
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", f"{MACHINE_TYPE},usb=off,vmport=off,memory-backend=memory"),
+        *("-machine", f"{MACHINE_TYPE},usb=off,vmport=off,mem-merge=off,memory-backend=memory"),
         *("-accel", how, "-cpu", PROCESSOR, "-smp", str(cpus)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-action", "panic=exit-failure", "-rtc", "base=utc,clock=host"),
