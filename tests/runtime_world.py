@@ -20,6 +20,7 @@ from alveole.runtime.fake import FakeHost, FakeRuntime, Program
 from alveole.runtime.oci import OciRuntime
 from alveole.runtime.qemu.runtime import QemuRuntime
 from alveole.runtime.runsc import Runsc
+from alveole.runtime.runsc_capture import RunscRuntime
 
 IDS = Ids(base=15 << 28)  # a window that no daemon is given
 CARD = Card(
@@ -61,7 +62,9 @@ class World:
         empty.mkdir(exist_ok=True)
         if self.wall == "qemu":
             return QemuRuntime(self.directory, STATE, self.cgroups)
-        return OciRuntime(Crun(self.directory) if self.wall == "crun" else Runsc(empty), self.cgroups)
+        if self.wall == "runsc":
+            return RunscRuntime(Runsc(empty), self.cgroups)
+        return OciRuntime(Crun(self.directory), self.cgroups)
 
     def cell(self, *args: str, process: Mapping[str, Any] | None = None, **changes: Any) -> Cell:
         number = f"c{len(self.cells)}"

@@ -47,6 +47,7 @@ from alveole.runtime.crun import Crun
 from alveole.runtime.oci import OciRuntime
 from alveole.runtime.qemu.runtime import QemuRuntime
 from alveole.runtime.runsc import Runsc
+from alveole.runtime.runsc_capture import RunscRuntime
 from alveole.store.sqlite import SqliteStore
 from alveole.volume.disk import DiskVolumes
 
@@ -218,7 +219,7 @@ async def _engine(options: Options, identity: Identity, cgroups: Cgroups, contex
     await machines.open(identity.cgroup)
     runtimes: dict[str, Runtime] = {
         Isolation.CONTAINER: OciRuntime(Crun(options.run), cgroups),
-        Isolation.SANDBOX: OciRuntime(Runsc(empty), cgroups),
+        Isolation.SANDBOX: RunscRuntime(Runsc(empty), cgroups),
         Isolation.VM: machines,
     }
     lacking = {isolation: await runtime.probe() for isolation, runtime in runtimes.items()}

@@ -1,15 +1,20 @@
-"""System calls that may wait for a disk, off the event loop."""
+"""What a cancel must not cut short: system calls that may wait for a disk, and what would be left half done."""
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 async def in_thread(call: Callable[[], T]) -> T:
     """Run ``call`` in a thread. When cancelled, wait for its end first: it never acts after the caller gave up."""
-    work = asyncio.ensure_future(asyncio.to_thread(call))
+    return await to_its_end(asyncio.to_thread(call))
+
+
+async def to_its_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await it. When cancelled, wait for its end first."""
+    work = asyncio.ensure_future(coroutine)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -8,6 +8,7 @@ forks once per request, the fork unshares, the child maps its ids and pins what 
 import asyncio
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -39,6 +40,9 @@ _SYSCTLS = (
 )
 
 _WORD = struct.Struct("=i")
+_SIOCGIFCONF = 0x8912
+_ADDRESS_ENTRY = struct.Struct("16s4x4s16x")  # struct ifreq with a sockaddr_in
+_MOST_ADDRESSES = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -218,6 +222,19 @@ def netlink_inside(pin: Path) -> Iterator[Netlink]:
         connection = Netlink()
     with connection:
         yield connection
+
+
+def addresses_inside(pin: Path) -> list[tuple[str, str]]:
+    """(device, IPv4 address) of the network namespace pinned at ``pin``, without those of the loopback. Blocks."""
+    with entered(pin):
+        asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    answer = ctypes.create_string_buffer(_ADDRESS_ENTRY.size * _MOST_ADDRESSES)
+    with asking:
+        question = struct.pack("iP", len(answer), ctypes.addressof(answer))
+        used = struct.unpack("iP", fcntl.ioctl(asking, _SIOCGIFCONF, question))[0]
+    entries = _ADDRESS_ENTRY.iter_unpack(answer.raw[:used])
+    named = ((name.partition(b"\0")[0].decode(), socket.inet_ntoa(address)) for name, address in entries)
+    return [(name, address) for name, address in named if name != "lo"]
 
 
 def _enter(descriptor: int) -> None:

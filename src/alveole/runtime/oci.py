@@ -24,7 +24,7 @@ from alveole.runtime.conmon import Place
 from alveole.runtime.faults import fault
 from alveole.runtime.streams import AttachStream
 
-_ENGINE_TIMEOUT_S = 60.0
+ENGINE_TIMEOUT_S = 60.0
 
 
 class Flavour(Protocol):
@@ -176,8 +176,11 @@ class OciRuntime:
             return Recovered(state=State.ABSENT, handle=handle)
         if not pidfd.is_alive(handle.monitor_pid, handle.monitor_started):
             return Recovered(state=State.EXITED, handle=handle)
-        created = await self._status(place) == "created"
-        return Recovered(state=State.CREATED if created else State.RUNNING, handle=handle)
+        return Recovered(state=await self._adopt(place, await self._status(place)), handle=handle)
+
+    async def _adopt(self, place: Place, status: str) -> State:
+        """What one is, whose monitor lives and that has not ended; ``status`` as the engine says."""
+        return State.CREATED if status == "created" else State.RUNNING
 
     async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
         place = place_of(handle)
@@ -222,9 +225,16 @@ class OciRuntime:
     def _engine(self, place: Place) -> tuple[str, ...]:
         return (self._program, "--root", str(place.engine_root), *self._flavour.options)
 
-    async def _run(self, place: Place, *arguments: str, prefix: tuple[str, ...] = ()) -> Result:
+    async def _run(
+        self,
+        place: Place,
+        *arguments: str,
+        prefix: tuple[str, ...] = (),
+        timeout_s: float = ENGINE_TIMEOUT_S,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Result:
         argv = (*prefix, *self._engine(place), *arguments)
-        return await run(argv, timeout_s=_ENGINE_TIMEOUT_S, check=False)
+        return await run(argv, timeout_s=timeout_s, check=False, pass_fds=pass_fds)
 
     async def _status(self, place: Place) -> str:
         """created | running | stopped | paused, as the engine says; empty if it does not know the instance."""

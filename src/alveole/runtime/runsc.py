@@ -20,7 +20,8 @@ class Runsc:
     name = "runsc"
     program = "runsc"
     # overlay2=none: what an instance writes goes to its root directory, and is there after a restart.
-    options: tuple[str, ...] = ("--platform=systrap", "--network=sandbox", "--overlay2=none")
+    # net-disconnect-ok: one with connections can be captured; they end.
+    options: tuple[str, ...] = ("--platform=systrap", "--network=sandbox", "--overlay2=none", "--net-disconnect-ok")
     bundle = Engine(host_kernel=False, read_only_option="ro")
     capabilities = frozenset(
         {
@@ -41,7 +42,7 @@ class Runsc:
 
     async def probe(self) -> str:
         try:
-            await run([self.program, "--version"], timeout_s=_TIMEOUT_S)
+            await run([self.program, *self.options, "--version"], timeout_s=_TIMEOUT_S)  # does it know them all?
             await self.start_prefix()
         except AlveoleError as error:
             return str(error)
