@@ -65,10 +65,13 @@ class RunscRuntime(OciRuntime):
             try:
                 began = await self._write(place, directory)
                 await while_still()
-                if go_on:
-                    await self._go_on(place)
-                still_s = time.monotonic() - began
-                await in_thread(partial(self._complete, place, directory))
+                completing = asyncio.ensure_future(in_thread(partial(self._complete, place, directory)))
+                try:
+                    if go_on:
+                        await self._go_on(place)
+                    still_s = time.monotonic() - began
+                finally:
+                    await completing
             except BaseException:
                 await self._go_on(place)
                 raise
