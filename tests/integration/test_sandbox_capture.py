@@ -31,11 +31,8 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
-COUNTING = (
-    "sh",
-    "-c",
-    "i=0; trap 'exit 5' TERM; while :; do i=$((i+1)); echo $i; echo $i >/count; sleep 0.02; done",
-)
+STEP = "i=$((i+1)); echo $i; echo $i >&3; echo $i >/count; sleep 0.02"
+COUNTING = ("sh", "-c", f"i=0; exec 3>/kept; trap 'exit 5' TERM; while :; do {STEP}; done")
 
 
 @pytest.fixture
@@ -161,8 +158,12 @@ async def test_both_go_on_from_the_same_moment(boxes: Boxes) -> None:
     assert mine == [*range(1, len(mine) + 1)]
     assert other == [*range(other[0], other[0] + len(other))]
     assert other[0] > 5
-    written = int((moment.files / "count").read_text() or other[0] - 1)
-    assert written in {other[0] - 2, other[0] - 1}
+    assert int((moment.files / "count").read_text() or other[0] - 1) in {other[0] - 2, other[0] - 1}
+    for box, last in ((original, mine[-1]), (clone, other[-1])):
+        _, kept, _ = await execute(boxes.runtime, box.handle, "cat", "/kept")  # open all the time
+        counted = [int(line) for line in kept.split()]
+        assert counted == [*range(1, len(counted) + 1)]
+        assert len(counted) >= last
 
 
 async def test_a_clone_is_an_instance_like_any_other(boxes: Boxes) -> None:
@@ -206,6 +207,18 @@ async def test_it_is_told_what_it_is_now(boxes: Boxes) -> None:
     assert told == {"first": b"first\nfirst\nkept\n", "second": b"second\nsecond\nkept\n"}
 
 
+async def test_what_was_removed_stays_removed(boxes: Boxes) -> None:
+    """A file of the image, and one below a directory that was replaced."""
+    assert boxes.here.root
+    (boxes.here.root / "tmp/below").touch()
+    original = await boxes.start()
+    script = "test -e /tmp/below && rm -r /tmp /bin/yes && busybox mkdir /tmp"
+    assert (await execute(boxes.runtime, original.handle, "sh", "-c", script))[0] == 0
+    clone = await boxes.clone(await boxes.capture(original))
+    _, left, _ = await execute(boxes.runtime, clone.handle, "sh", "-c", "ls -d /tmp /tmp/* /bin/yes /bin/no*")
+    assert left.split() == [b"/tmp"]
+
+
 async def test_a_clone_of_a_clone(boxes: Boxes) -> None:
     box = await boxes.start()
     for number in range(3):
@@ -218,6 +231,52 @@ async def test_a_clone_of_a_clone(boxes: Boxes) -> None:
     assert counts[0] > 15
     assert counts == [*range(counts[0], counts[0] + len(counts))]
     assert (await execute(boxes.runtime, box.handle, "hostname"))[1] == b"clone2\n"
+
+
+async def test_two_captures_at_once_are_two_moments(boxes: Boxes) -> None:
+    original = await boxes.start()
+    await goes_on(original)
+    moments = await asyncio.gather(*(boxes.capture(original) for _ in range(2)))
+    firsts = []
+    for moment in moments:
+        clone = await boxes.clone(moment)
+        await goes_on(clone)
+        firsts.append((await clone.counts())[0])
+    assert firsts[0] != firsts[1]
+    await goes_on(original)
+
+
+async def test_an_unprivileged_process_with_a_read_only_root(boxes: Boxes) -> None:
+    script = "umask 077; i=0; while :; do i=$((i+1)); echo $i; echo $i >/tmp/count; sleep 0.02; done"
+    shared = boxes.here.directory / "shared"
+    shared.mkdir()
+    os.chown(shared, 1000, 1000)
+    changes: dict[str, Any] = {"read_only": True, "process": {"uid": 1000, "gid": 1000, "capabilities": ()}}
+    mounts = (CellMount(target="/tmp", source=shared),)
+    original = await boxes.start("sh", "-c", script, mounts=mounts, **changes)
+    await goes_on(original)
+    others = boxes.here.directory / "others"
+
+    async def copy_shared() -> None:
+        copy(shared, others)
+
+    moment = await boxes.capture(original, also=copy_shared)
+    mounts = (CellMount(target="/tmp", source=others),)
+    clone = await boxes.clone(moment, "sh", "-c", script, mounts=mounts, hostname="clone", **changes)
+    await goes_on(clone)
+    _, told, _ = await execute(boxes.runtime, clone.handle, "sh", "-c", "hostname; id -u; touch /x", uid=1000, gid=1000)
+    assert told == b"clone\n1000\n"
+    counts = await clone.counts()
+    assert counts == [*range(counts[0], counts[0] + len(counts))]
+    assert counts[0] > 5
+
+
+async def test_one_that_has_ended_cannot_be_captured(boxes: Boxes) -> None:
+    box = await boxes.start("true")
+    await boxes.runtime.wait(box.handle)
+    with pytest.raises(AlveoleError) as caught:
+        await boxes.capture(box)
+    assert caught.value.code is ErrorCode.CONFLICT
 
 
 async def test_what_is_asleep_wakes_where_it_was(boxes: Boxes) -> None:
@@ -536,8 +595,8 @@ async def test_connections_end_and_new_ones_can_be_made(boxes: Boxes) -> None:
 async def test_one_that_waits_for_a_connection_can_be_captured(boxes: Boxes) -> None:
     lab = Lab(boxes.here)
     network, _ = lab.place()
-    nowhere = subprocess.run  # nothing answers there: what is sent is dropped
-    nowhere(["nsenter", f"--net={lab.namespace}", "ip", "route", "add", "blackhole", "10.78.0.0/16"], check=True)
+    drop = ["ip", "route", "add", "blackhole", "10.78.0.0/16"]  # nothing answers from there
+    subprocess.run(["nsenter", f"--net={lab.namespace}", *drop], check=True)
     script = SERVE + "(nc 10.78.0.1 9; echo gave up) & i=0; while :; do echo $i; sleep 0.02; done"
     box = await boxes.start("sh", "-c", script, network_namespace=network)
     await serves(box, "0")

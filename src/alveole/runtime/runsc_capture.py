@@ -111,7 +111,12 @@ class RunscRuntime(OciRuntime):
 
     async def _pause(self, place: Place) -> None:
         result = await to_its_end(self._run(place, "pause", place.id))
-        if result.code != 0 and await self._status(place) != "paused":
+        if result.code == 0:
+            return
+        status = await self._status(place)
+        if status in {"stopped", ""}:
+            raise conflict(f"instance {place.id} does not run any more", hint="start it first")
+        if status != "paused":
             raise result.failure()
 
     async def _go_on(self, place: Place) -> None:
@@ -148,10 +153,12 @@ class RunscRuntime(OciRuntime):
 
     async def _create(self, cell: Cell, place: Place) -> Handle:
         former: tuple[str, ...] = ()
+        begin = _beginning(place)
+        await in_thread(partial(shutil.rmtree, begin, ignore_errors=True))  # of a create that was cut short
         if cell.origin is not None:
             about = runsc_image.about(cell.origin)
             self._check(cell, about)
-            await in_thread(partial(runsc_image.link_all, cell.origin, _beginning(place)))
+            await in_thread(partial(runsc_image.link_all, cell.origin, begin))
             former = about.addresses
         handle = await super()._create(cell, place)
         addresses = await in_thread(partial(_take_addresses, cell.network_namespace, former))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 from alveole.model.base import Record
@@ -67,7 +66,6 @@ def empty(directory: Path) -> None:
 
 def link_all(source: Path, target: Path) -> None:
     """What is shared is not copied."""
-    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(mode=0o700)
     for file in source.iterdir():
         (target / file.name).hardlink_to(file)
