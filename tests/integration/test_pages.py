@@ -1,72 +1,99 @@
-"""Which pages of a mapping are a process's own."""
+"""Private pages of a process: found, kept, put into another; and a process that ends meanwhile is no endless wait."""
 
+import io
 import mmap
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alveole.host import pages
-from tests.integration.daemon import until
 
 pytestmark = pytest.mark.root
-
-KSM = Path("/sys/kernel/mm/ksm")
-PAGE = pages.PAGE_BYTES
-MERGEABLE = 12  # MADV_MERGEABLE
-
-
-@pytest.fixture
-def merging() -> Iterator[None]:
-    """The kernel merges equal pages of processes that let it; full of zeros, they become its page of zeros."""
-    files = [KSM / name for name in ("use_zero_pages", "run")]
-    if not all(file.exists() for file in files):
-        pytest.skip("this kernel cannot merge pages of zeros")
-    before = [file.read_text() for file in files]
-    try:
-        for file in files:
-            file.write_text("1")
-        yield
-    finally:
-        (KSM / "run").write_text("2")  # undo what it did
-        for file, text in zip(files, before, strict=True):
-            file.write_text(text)
+SIZE = 1 << 20
+WRITES = {0: b"first", 5 * pages.PAGE_BYTES: b"in the middle", SIZE - pages.PAGE_BYTES: b"last"}
+_MAPS = """
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+memory = mmap.mmap(file, int(sys.argv[2]), mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+for offset, word in eval(sys.argv[3]).items():
+    memory[offset:offset + len(word)] = word
+print("mapped", flush=True)
+for line in sys.stdin:
+    print(bytes(memory[:5]), flush=True)
+"""
 
 
 @pytest.fixture
-def mapped(tmp_path: Path) -> Iterator[tuple[Path, mmap.mmap]]:
-    """A private mapping of 64 pages of a file, the first half written to."""
+def memory(tmp_path: Path) -> Path:
     path = tmp_path / "memory"
-    path.write_bytes(b"\xaa" * 64 * PAGE)
-    with path.open("r+b") as file:
-        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
-    with mapping:
-        mapping[: 32 * PAGE] = bytes(32 * PAGE)
-        assert mapping[-1] == 0xAA  # also read, which makes it no private page
-        yield path, mapping
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
 
 
-def private(path: Path) -> list[tuple[int, int]]:
-    """As numbers of pages."""
-    start, end = pages.mapping(os.getpid(), path)
-    return [((first - start) // PAGE, (last - start) // PAGE) for first, last in pages.private(os.getpid(), start, end)]
+@contextmanager
+def process(memory: Path, writes: dict[int, bytes]) -> Iterator[subprocess.Popen[str]]:
+    """One that has mapped the file privately, and written to some pages. It answers a line with its first bytes."""
+    argv = [sys.executable, "-c", _MAPS, str(memory), str(SIZE), repr(writes)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as made:
+        assert made.stdout
+        assert made.stdout.readline() == "mapped\n"
+        yield made
+        end(made)
 
 
-def test_what_was_written_is_private(mapped: tuple[Path, mmap.mmap]) -> None:
-    assert private(mapped[0]) == [(0, 32)]
+def end(made: subprocess.Popen[str]) -> None:
+    made.send_signal(signal.SIGKILL)
+    made.wait()
 
 
-@pytest.mark.usefixtures("merging")
-def test_pages_that_became_the_kernels_page_of_zeros_are_private(mapped: tuple[Path, mmap.mmap]) -> None:
-    """The file has something else there."""
-    path, mapping = mapped
-    mapping.madvise(MERGEABLE)
-    until(lambda: _merged() >= 32, what="merged pages")
-    assert private(path) == [(0, 32)]
-    assert mapping[: 32 * PAGE] == bytes(32 * PAGE)
+def save(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n\n"))
+    pages.save(*arguments)
 
 
-def _merged() -> int:
-    words = Path("/proc/self/ksm_stat").read_text().split()
-    return int(words[words.index("ksm_zero_pages") + 1])
+def test_what_one_wrote_another_has(monkeypatch: pytest.MonkeyPatch, memory: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "pages"
+    with process(memory, WRITES) as first:
+        save(monkeypatch, first.pid, memory, saved)
+    assert saved.stat().st_blocks * 512 == len(WRITES) * pages.PAGE_BYTES
+    with saved.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+        assert all(content[offset : offset + len(word)] == word for offset, word in WRITES.items())
+    with process(memory, {}) as second:
+        pages.load(second.pid, memory, saved)
+        assert second.communicate("\n")[0] == "b'first'\n"
+
+
+def test_one_that_ends_while_it_is_read(monkeypatch: pytest.MonkeyPatch, memory: Path, tmp_path: Path) -> None:
+    really = os.preadv
+    with process(memory, WRITES) as dying:
+
+        def read(*arguments: Any) -> int:
+            end(dying)
+            return really(*arguments)
+
+        monkeypatch.setattr("alveole.host.pages.os.preadv", read)
+        with pytest.raises(OSError, match="the process has ended"):
+            save(monkeypatch, dying.pid, memory, tmp_path / "pages")
+
+
+def test_one_that_ends_while_it_is_written(monkeypatch: pytest.MonkeyPatch, memory: Path, tmp_path: Path) -> None:
+    really, saved = os.pwrite, tmp_path / "pages"
+    with process(memory, WRITES) as first:
+        save(monkeypatch, first.pid, memory, saved)
+    with process(memory, {}) as dying:
+
+        def write(*arguments: Any) -> int:
+            end(dying)
+            return really(*arguments)
+
+        monkeypatch.setattr("alveole.host.pages.os.pwrite", write)
+        with pytest.raises(OSError, match="the process has ended"):
+            pages.load(dying.pid, memory, saved)

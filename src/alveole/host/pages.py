@@ -80,7 +80,7 @@ def save(pid: int, memory: Path, target: Path) -> None:
     for first, last in runs:
         ahead = first - done  # of the position in the buffer
         while done + ahead < last:
-            done += os.preadv(descriptor, [view[done : last - ahead]], done + ahead)
+            done += _some(os.preadv(descriptor, [view[done : last - ahead]], done + ahead))
     os.close(descriptor)
     print(json.dumps({"private_bytes": size}), flush=True)
     _await_line()
@@ -110,7 +110,14 @@ def load(pid: int, memory: Path, source: Path) -> None:
         position = first
         while position < last:
             chunk = os.pread(file, min(_CHUNK_BYTES, last - position), position)
-            position += os.pwrite(target, chunk, start + position)
+            position += _some(os.pwrite(target, chunk, start + position))
+
+
+def _some(count: int) -> int:
+    """Bytes read or written: none, if the process has ended meanwhile."""
+    if not count:
+        raise OSError("the process has ended")
+    return count
 
 
 def digest(*paths: Path) -> None:
