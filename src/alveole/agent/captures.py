@@ -44,15 +44,16 @@ class Captures:
         Raises CONFLICT if the instance does not run any more.
         """
         mine = paths.origin(instance_id)
+        if mine.exists():  # also if a former daemon took it: its files come last
+            return mine
         async with self._locks.setdefault(origin.moment, asyncio.Lock()):
-            if mine.exists():
-                return mine
             self._taken[origin.moment] = time.monotonic()
             moment = paths.moments / origin.moment
             if not moment.exists():
                 async with files:
                     await self._capture(moment, volumes, cast("Capturing", runtime), origin)
-            await volumes.copy_root_disk(_disk(origin.moment), instance_id)
+            # Also if there is one: of an earlier capture, if this was cut short after that.
+            await volumes.copy_root_disk(_disk(origin.moment), instance_id, replace=True)
             await in_thread(partial(link_all, moment, mine))
             self._taken[origin.moment] = time.monotonic()
         return mine
