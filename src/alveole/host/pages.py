@@ -6,8 +6,8 @@ Run as a child of the daemon, since all of that takes time: ``python -I -S pages
 private pages at their offsets. ``... digest FILE...`` prints the sha256 of each, of its holes only where they are.
 
 ``save`` waits for a line of input twice, so that the process need not stand still for what can be done before or after:
-first it takes the memory it will need; at the first line, to be sent when the process stands still, it reads all pages
-and prints their number; after the second, it writes them.
+first it takes the memory it will need, and prints how much; at the first line, sent when the process stands still,
+it reads all pages and prints how much that was; after the second, it writes them.
 """
 
 import ctypes
@@ -70,6 +70,7 @@ def save(pid: int, memory: Path, target: Path) -> None:
     expected = sum(last - first for first, last in private(pid, start, end))
     buffer = mmap.mmap(-1, max(PAGE_BYTES, int(expected * _SPARE) // PAGE_BYTES * PAGE_BYTES))
     buffer.madvise(mmap.MADV_POPULATE_WRITE if hasattr(mmap, "MADV_POPULATE_WRITE") else 23)
+    print(json.dumps({"expected_bytes": expected}), flush=True)
     _await_line()
     runs = list(private(pid, start, end))
     size = sum(last - first for first, last in runs)

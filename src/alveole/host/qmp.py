@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ class Monitor:
 
 
 @asynccontextmanager
-async def connected(path: Path, name: str) -> AsyncIterator[Monitor]:
-    """``name`` is told in errors. Waits for a QEMU that is just starting.
+async def connected(path: Path, name: str, *, alive: Callable[[], bool] = lambda: True) -> AsyncIterator[Monitor]:
+    """``name`` is told in errors. Waits for a QEMU that is just starting, as long as it is ``alive``.
 
     Raises AlveoleError: INTERNAL if it is not there, TIMEOUT if it does not answer. A connection at a time: a second
     waits until the first is closed.
@@ -54,7 +54,7 @@ async def connected(path: Path, name: str) -> AsyncIterator[Monitor]:
     client = QMPClient(name)
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            await client.connect(await _connect(path))
+            await client.connect(await _connect(path, alive))
     except TimeoutError as error:
         raise AlveoleError(ErrorCode.TIMEOUT, f"machine {name}: QEMU does not answer") from error
     except (OSError, QMPError) as error:
@@ -65,11 +65,13 @@ async def connected(path: Path, name: str) -> AsyncIterator[Monitor]:
         await client.disconnect()
 
 
-async def _connect(path: Path) -> socket.socket:
+async def _connect(path: Path, alive: Callable[[], bool]) -> socket.socket:
     while True:
         try:
             return _connect_once(path)
         except (FileNotFoundError, ConnectionRefusedError):  # its QEMU makes the socket before it listens
+            if not alive():
+                raise
             await asyncio.sleep(_POLL_S)
 
 

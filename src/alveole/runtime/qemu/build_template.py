@@ -68,7 +68,7 @@ class Builder:
         await self.jail.start(handle)
         await wait_until_booted(handle, place)
         boot_s = time.monotonic() - began
-        told = await capture.capture(handle.pid, furniture.memory, place, target, name=cell.id, go_on=False)
+        told = await capture.capture(handle, furniture.memory, place, target, go_on=False)
         (target / "pages").rename(target / MEMORY)
         (target / MEMORY).chmod(0o444)
         assert furniture.boot is not None  # noqa: S101  (no other machine goes on from a template)

@@ -8,23 +8,31 @@ what it writes has no configuration section, so whoever loads it must not expect
 """
 
 import asyncio
+import errno
 import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alveole.host import pages
+from alveole.host import pages, pidfd
 from alveole.host.blocking import in_thread
 from alveole.host.process import environment, run
 from alveole.host.qmp import Monitor, connected
-from alveole.model.error import AlveoleError, ErrorCode, internal
+from alveole.model.error import AlveoleError, ErrorCode, conflict, exhausted, internal
+from alveole.runtime.base import Handle
+from alveole.runtime.oci import is_alive
 from alveole.runtime.qemu.argv import MONITOR, PLACE, STATE
 
 _PAGES_TIMEOUT_S = 300.0
 _LOAD_TIMEOUT_S = 60.0
 _POLL_S = 0.003
+_END_S = 1.0
+_SPARE_BYTES = 64 << 20  # left free, as a pool of volumes on that disk must not find none
+_FREE = "free space on that disk and try again"
 _STATE_LIMIT_BYTES = 8 << 20  # the file system that it is written to is no larger
 
 
@@ -37,43 +45,91 @@ def monitor_socket(place: Path) -> Path:
 
 
 async def capture(
-    pid: int,
+    handle: Handle,
     memory: Path,
     place: Path,
     target: Path,
     *,
-    name: str,
     while_still: Callable[[], Awaitable[None]] = nothing,
     go_on: bool,
 ) -> dict[str, Any]:
     """Write ``pages`` and ``state`` into the directory ``target``; what became of them is told by the result.
 
     ``while_still`` is awaited while the machine stands still. Whatever goes wrong, it goes on afterwards; if all goes
-    well it does so only if asked to.
+    well it does so only if asked to. Raises EXHAUSTED if the disk of ``target`` is full, CONFLICT if the machine ends.
     """
-    saving = await _start_pages("save", pid, memory, target / "pages")
+    saving = await _start_pages("save", handle.pid, memory, target / "pages")
     try:
-        async with connected(monitor_socket(place), name) as monitor:
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            await monitor.execute("stop")
-            try:
-                told = await _ask(saving)
-                await monitor.execute("xen-save-devices-state", {"filename": f"{PLACE}/{STATE}", "live": False})
-                await while_still()
-            except BaseException:
-                await monitor.execute("cont")
-                raise
-            if go_on:
-                await monitor.execute("cont")
-            still_s = loop.time() - began
-        await in_thread(lambda: take(place / STATE, target / "state"))
-        await _finish(saving)
+        _require_space(target, (await _told(saving))["expected_bytes"])
+        async with connected(monitor_socket(place), handle.id, alive=partial(is_alive, handle)) as monitor:
+            told = await _stand_still(monitor, saving, while_still, go_on, partial(_keep, saving, place, target))
+        if go_on:
+            await _keep(saving, place, target)
+    except AlveoleError as error:
+        if error.code is ErrorCode.INTERNAL and await _has_ended(handle):
+            raise conflict("the machine ended while it was captured", hint="start it again first") from error
+        raise
     finally:
         if saving.returncode is None:
             saving.kill()
             await saving.wait()
-    return {**told, "still_s": still_s}
+    return told
+
+
+async def _stand_still(
+    monitor: Monitor,
+    saving: asyncio.subprocess.Process,
+    while_still: Callable[[], Awaitable[None]],
+    go_on: bool,
+    keep: Callable[[], Awaitable[None]],
+) -> dict[str, Any]:
+    """Read all that changes while a machine runs. One that is not to go on stands still until all is kept, too."""
+    began = asyncio.get_running_loop().time()
+    try:
+        await monitor.execute("stop")
+        _tell(saving)
+        told = await _told(saving)
+        await monitor.execute("xen-save-devices-state", {"filename": f"{PLACE}/{STATE}", "live": False})
+        await while_still()
+        await (monitor.execute("cont") if go_on else keep())
+    except BaseException:
+        with suppress(AlveoleError):  # that it cannot go on has a reason, which is being told
+            await monitor.execute("cont")
+        raise
+    return {**told, "still_s": asyncio.get_running_loop().time() - began}
+
+
+async def _keep(saving: asyncio.subprocess.Process, place: Path, target: Path) -> None:
+    """Write what was read."""
+    try:
+        await in_thread(lambda: take(place / STATE, target / "state"))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _full(target) from error
+        raise
+    _tell(saving)
+    async with asyncio.timeout(_PAGES_TIMEOUT_S):
+        if await saving.wait():
+            raise await _failure(saving, target)
+
+
+async def _has_ended(handle: Handle) -> bool:
+    """What it was connected to notices its end a moment before the host does."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_S):
+            await pidfd.wait_ended(handle.pid, handle.pid_started)
+    return not is_alive(handle)
+
+
+def _require_space(target: Path, size_bytes: int) -> None:
+    """Before the machine stands still for nothing, and before others find no space on that disk."""
+    disk = os.statvfs(target)
+    if disk.f_bavail * disk.f_frsize < size_bytes + _SPARE_BYTES:
+        raise _full(target, f" ({size_bytes >> 20} MiB)")
+
+
+def _full(target: Path, size: str = "") -> AlveoleError:
+    return exhausted(f"no space for the memory of a machine{size}: the disk of {target.parent} is full", hint=_FREE)
 
 
 def take(source: Path, target: Path) -> None:
@@ -93,9 +149,8 @@ async def _start_pages(*arguments: object) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment())
 
 
-async def _ask(saving: asyncio.subprocess.Process) -> dict[str, Any]:
-    assert saving.stdin is not None and saving.stdout is not None  # noqa: S101, PT018  (both are pipes)
-    saving.stdin.write(b"\n")
+async def _told(saving: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert saving.stdout is not None  # noqa: S101  (a pipe)
     async with asyncio.timeout(_PAGES_TIMEOUT_S):
         line = await saving.stdout.readline()
     if not line:
@@ -104,28 +159,37 @@ async def _ask(saving: asyncio.subprocess.Process) -> dict[str, Any]:
     return told
 
 
-async def _finish(saving: asyncio.subprocess.Process) -> None:
+def _tell(saving: asyncio.subprocess.Process) -> None:
     assert saving.stdin is not None  # noqa: S101  (a pipe)
     saving.stdin.write(b"\n")
-    async with asyncio.timeout(_PAGES_TIMEOUT_S):
-        if await saving.wait():
-            raise await _failure(saving)
 
 
-async def _failure(saving: asyncio.subprocess.Process) -> AlveoleError:
+async def _failure(saving: asyncio.subprocess.Process, target: Path | None = None) -> AlveoleError:
     words = (await saving.stderr.read()).decode(errors="replace") if saving.stderr else ""
     last = words.strip().rpartition("\n")[2]
-    if "No space left" in last:
-        return AlveoleError(ErrorCode.EXHAUSTED, "no space for the memory of the machine", hint="free some disk space")
+    if target is not None and "No space left" in last:
+        return _full(target)
     return internal(f"the memory of the machine could not be saved: {last or 'its reader ended'}")
 
 
-async def load(pid: int, memory: Path, place: Path, state: Path, saved_pages: Path | None, *, name: str) -> None:
-    """Make a machine that waits for it (``incoming``) what another was at a captured moment. It stands still then."""
+async def load(handle: Handle, memory: Path, place: Path, state: Path, saved_pages: Path | None) -> None:
+    """Make a machine that waits for it (``incoming``) what another was at a captured moment. It stands still then.
+
+    Raises INTERNAL if it does not take that in, or ends meanwhile.
+    """
+    try:
+        await _load(handle, memory, place, state, saved_pages)
+    except AlveoleError as error:
+        if error.code is ErrorCode.INTERNAL and await _has_ended(handle):
+            raise internal("the machine ended before it had taken in what it was to go on from") from error
+        raise
+
+
+async def _load(handle: Handle, memory: Path, place: Path, state: Path, saved_pages: Path | None) -> None:
     await in_thread(lambda: _fill(state, place / STATE))
-    async with connected(monitor_socket(place), name) as monitor:  # it answers once it has its memory
-        if saved_pages is not None:
-            argv = [sys.executable, "-ISs", pages.__file__, "load", str(pid), str(memory), str(saved_pages)]
+    async with connected(monitor_socket(place), handle.id, alive=partial(is_alive, handle)) as monitor:
+        if saved_pages is not None:  # it has its memory: else it would not answer
+            argv = [sys.executable, "-ISs", pages.__file__, "load", str(handle.pid), str(memory), str(saved_pages)]
             await run(argv, timeout_s=_PAGES_TIMEOUT_S)
         await monitor.execute("migrate-incoming", {"uri": f"file:{PLACE}/{STATE}"})
         try:
@@ -133,12 +197,12 @@ async def load(pid: int, memory: Path, place: Path, state: Path, saved_pages: Pa
                 while not await _is_loaded(monitor):  # noqa: ASYNC110  (another process is waited for)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
-            raise internal(f"machine {name} did not take in what was saved") from error
+            raise internal(f"machine {handle.id} did not take in what was saved") from error
 
 
-async def go_on(place: Path, *, name: str) -> None:
+async def go_on(handle: Handle, place: Path) -> None:
     """Let a machine that stands still run. Nothing happens to one that runs."""
-    async with connected(monitor_socket(place), name) as monitor:
+    async with connected(monitor_socket(place), handle.id, alive=partial(is_alive, handle)) as monitor:
         await monitor.execute("cont")
 
 

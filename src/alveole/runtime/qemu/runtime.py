@@ -318,7 +318,7 @@ class QemuRuntime:
         guest, archive = _guest(handle), _request(handle)
         if archive is not None:
             content = archive.read_bytes()
-            await capture.go_on(_place(Path(handle.run_directory)), name=handle.id)  # it stands still if it is a fork
+            await capture.go_on(handle, _place(Path(handle.run_directory)))  # it stands still if it is a fork
             await guest.send(f"{archive.name} {len(content)} {time.time():.0f}", content)
         try:
             told = await guest.until(_is_decided, alive=lambda: is_alive(handle), timeout_s=_START_TIMEOUT_S)
@@ -369,7 +369,7 @@ class QemuRuntime:
             if not is_system(found.handle) and not _guest(found.handle).told().has_started:
                 return replace(found, state=State.CREATED)
             with suppress(AlveoleError):  # it may just end
-                await capture.go_on(_place(run_directory), name=cell_id)  # a daemon that captured it may have died
+                await capture.go_on(found.handle, _place(run_directory))  # a daemon that captured it may have died
         return found
 
     async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
@@ -437,9 +437,7 @@ class QemuRuntime:
             await self._systems.keep_about(handle, directory)
         place = _place(Path(handle.run_directory))
         await plugging.note_slots(place, handle.id, directory / _SLOTS)
-        return await capture.capture(
-            handle.pid, memory, place, directory, name=handle.id, while_still=while_still, go_on=go_on
-        )
+        return await capture.capture(handle, memory, place, directory, while_still=while_still, go_on=go_on)
 
     async def pause(self, handle: Handle) -> None:
         await self._jail.pause(handle)
@@ -461,9 +459,9 @@ async def _begin(handle: Handle, begin: Beginning, furniture: Furniture, parts: 
         if begin.slots is not None:  # what it had plugged in is part of what it is
             slots = plugging.slots_of(begin.slots, parts)
             await plugging.plug_parts(place, name, [part for part in parts if part.name in slots], slots)
-        await capture.load(handle.pid, furniture.memory, place, begin.state, begin.pages, name=name)
+        await capture.load(handle, furniture.memory, place, begin.state, begin.pages)
         if begin.slots is None:
-            await capture.go_on(place, name=name)
+            await capture.go_on(handle, place)
     await plugging.plug_parts(place, name, [part for part in parts if part.name not in slots], {})
 
 

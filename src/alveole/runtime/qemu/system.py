@@ -104,12 +104,7 @@ class Systems:
             await self._jail.start(handle)
             try:
                 await capture.load(
-                    handle.pid,
-                    furniture.memory,
-                    furniture.place,
-                    cell.origin / STATE,
-                    cell.origin / "pages",
-                    name=cell.id,
+                    handle, furniture.memory, furniture.place, cell.origin / STATE, cell.origin / "pages"
                 )
             except AlveoleError as error:
                 raise with_words(error, furniture.place) from error
