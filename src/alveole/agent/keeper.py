@@ -206,6 +206,7 @@ class Keeper:
                 await self._await_client()
             assert self.local.handle is not None  # noqa: S101  (_make has set it)
             with self._steps.step("start"):
+                self._note_goes_on(instance)
                 await self._runtime.start(self.local.handle)
             await self._note_started(restarts)
         except AlveoleError as error:
@@ -255,6 +256,11 @@ class Keeper:
                 await self.attached.wait()
         except TimeoutError:
             log.warning("no client attached to %s within %g s; starting it", self.local.name, ATTACH_WAIT_S)
+
+    def _note_goes_on(self, instance: Instance) -> None:
+        """From now on its disk is no more what it was with the memory that was kept: if this fails, it boots."""
+        if self.local.asleep or (instance.origin is not None and not self.local.has_begun):
+            self._remember(self.local.status, has_begun=True, asleep=False)
 
     async def _report_slow(self) -> None:
         await asyncio.sleep(SLOW_S)
