@@ -9,7 +9,7 @@ import pytest
 
 from alveole.model.error import AlveoleError, ErrorCode
 from alveole.runtime.qemu.argv import COMMANDS, CONTROL, STATUS, WORDS
-from alveole.runtime.qemu.capture import take
+from alveole.runtime.qemu.capture import read_state
 from alveole.runtime.qemu.guest import Guest, Told
 from alveole.runtime.qemu.words import with_words
 
@@ -152,12 +152,10 @@ def test_last_words_are_printable_and_few(tmp_path: Path) -> None:
     assert len(message) <= 5000
 
 
-def test_a_sparse_file_of_qemus_does_not_fill_our_disk(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+def test_a_sparse_file_of_qemus_does_not_fill_our_memory(tmp_path: Path) -> None:
+    source = tmp_path / "source"
     source.write_bytes(b"state")
-    take(source, target)
-    assert target.read_bytes() == b"state"
+    assert read_state(source) == b"state"
     os.truncate(source, 1 << 40)
     with pytest.raises(AlveoleError, match="larger than"):
-        take(source, target)
-    assert target.stat().st_size == 0
+        read_state(source)

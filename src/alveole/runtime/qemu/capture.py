@@ -62,9 +62,10 @@ async def capture(
     try:
         _require_space(target, (await _told(saving))["expected_bytes"])
         async with connected(monitor_socket(place), handle.id, alive=partial(is_alive, handle)) as monitor:
-            told = await _stand_still(monitor, saving, while_still, go_on, partial(_keep, saving, place, target))
+            keep = None if go_on else partial(_keep, saving, target)
+            told, state = await _stand_still(monitor, saving, place, while_still, keep)
         if go_on:
-            await _keep(saving, place, target)
+            await _keep(saving, target, state)
     except AlveoleError as error:
         if error.code is ErrorCode.INTERNAL and await _has_ended(handle):
             raise conflict("the machine ended while it was captured", hint="start it again first") from error
@@ -79,30 +80,31 @@ async def capture(
 async def _stand_still(
     monitor: Monitor,
     saving: asyncio.subprocess.Process,
+    place: Path,
     while_still: Callable[[], Awaitable[None]],
-    go_on: bool,
-    keep: Callable[[], Awaitable[None]],
-) -> dict[str, Any]:
-    """Read all that changes while a machine runs. One that is not to go on stands still until all is kept, too."""
+    keep: Callable[[bytes], Awaitable[None]] | None,
+) -> tuple[dict[str, Any], bytes]:
+    """Read all that changes while a machine runs. With ``keep`` it does not go on, once that has succeeded."""
     began = asyncio.get_running_loop().time()
     try:
         await monitor.execute("stop")
         _tell(saving)
         told = await _told(saving)
         await monitor.execute("xen-save-devices-state", {"filename": f"{PLACE}/{STATE}", "live": False})
+        state = await in_thread(lambda: read_state(place / STATE))  # before another capture of it can write there
         await while_still()
-        await (monitor.execute("cont") if go_on else keep())
+        await (keep(state) if keep else monitor.execute("cont"))
     except BaseException:
         with suppress(AlveoleError):  # that it cannot go on has a reason, which is being told
             await monitor.execute("cont")
         raise
-    return {**told, "still_s": asyncio.get_running_loop().time() - began}
+    return {**told, "still_s": asyncio.get_running_loop().time() - began}, state
 
 
-async def _keep(saving: asyncio.subprocess.Process, place: Path, target: Path) -> None:
+async def _keep(saving: asyncio.subprocess.Process, target: Path, state: bytes) -> None:
     """Write what was read."""
     try:
-        await in_thread(lambda: take(place / STATE, target / "state"))
+        await in_thread(lambda: _write(target / "state", state))
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _full(target) from error
@@ -132,12 +134,17 @@ def _full(target: Path, size: str = "") -> AlveoleError:
     return exhausted(f"no space for the memory of a machine{size}: the disk of {target.parent} is full", hint=_FREE)
 
 
-def take(source: Path, target: Path) -> None:
-    """Copy what QEMU has written, who is hostile: a sparse file would take more of our disk than of its memory."""
-    with source.open("rb") as file, target.open("wb") as copy:
+def read_state(source: Path) -> bytes:
+    """What QEMU has written, who is hostile: a sparse file would take more of our memory than of its own."""
+    with source.open("rb") as file:
         content = file.read(_STATE_LIMIT_BYTES + 1)
-        if len(content) > _STATE_LIMIT_BYTES:
-            raise internal(f"the state of a machine's devices is larger than {_STATE_LIMIT_BYTES >> 20} MiB")
+    if len(content) > _STATE_LIMIT_BYTES:
+        raise internal(f"the state of a machine's devices is larger than {_STATE_LIMIT_BYTES >> 20} MiB")
+    return content
+
+
+def _write(target: Path, content: bytes) -> None:
+    with target.open("wb") as copy:
         copy.write(content)
         copy.flush()
         os.fsync(copy.fileno())  # as the pages are, and QEMU's disks when it stops: a power cut may follow
