@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ async def connected(path: Path, name: str, *, alive: Callable[[], bool] = lambda
     try:
         yield Monitor(client, name)
     finally:
-        await client.disconnect()
+        with suppress(EOFError, OSError, QMPError):  # it has ended: whoever used it was told
+            await client.disconnect()
 
 
 async def _connect(path: Path, alive: Callable[[], bool]) -> socket.socket:
