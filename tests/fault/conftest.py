@@ -10,9 +10,11 @@ from typing import Protocol
 
 import pytest
 
+from tests.fault.disk import Disk, small_disk
 from tests.fault.host import SETTLE_S, Victim
 from tests.integration.daemon import until
 
+_DISK_BYTES = 256 << 20
 _PROGRAMS = ("sh", "sleep", "httpd", "cat", "true", "sync", "printf", "dd", "ls", "touch")
 
 
@@ -77,6 +79,29 @@ def victim(make_victim: MakeVictim) -> Iterator[Victim]:
         finish(made)
     finally:
         made.destroy()
+
+
+@pytest.fixture
+def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """Of 256 MiB, if no parameter says otherwise."""
+    with small_disk(getattr(request, "param", _DISK_BYTES)) as made:
+        yield made
+
+
+@pytest.fixture
+def cramped_victim(make_victim: MakeVictim, disk: Disk) -> Iterator[Victim]:
+    """Its state directory is on the small disk. In the end there is space again, and it must have lived through it."""
+    made = make_victim(disk.place / "state")
+    try:
+        yield made
+        disk.free()
+        assert not made.ended, made.log()
+        made.settle()
+        finish(made)
+    finally:
+        made.destroy()
+        for name in ("arm", "trace", "state.log"):
+            (disk.place / name).unlink(missing_ok=True)
 
 
 def finish(victim: Victim) -> None:

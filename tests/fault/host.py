@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -83,6 +84,10 @@ class Victim(Daemon):
     def disks(self) -> list[Path]:
         """Of volumes: in a pool of their own, unless the state directory's filesystem will do."""
         return [*(self.run_dir / "storage/pool").glob("*.img"), *(self.state / "volumes").glob("*.img")]
+
+    def roots(self) -> list[Path]:
+        """Root disks of machines, by the ids of their instances."""
+        return [*(self.run_dir / "storage/pool/roots").glob("*"), *(self.state / "volumes/roots").glob("*")]
 
     @property
     def ended(self) -> bool:
@@ -251,6 +256,17 @@ def fill(daemon: Victim, volume: str) -> None:
 def warm(daemon: Victim) -> None:
     """Let it make what all machines go on from, which takes longer than anything is waited for."""
     daemon.ok("run", "--rm", "--isolation", "vm", "busybox", "true", timeout=120)
+
+
+def as_guest_root(victim: Victim, record: dict[str, Any], script: str) -> None:
+    """Outside the instance. Nobody waits for what the script does to the guest."""
+    pid = record["status"]["pid"]
+    (key,) = (victim.run_dir / "i" / record["id"]).rglob("key")
+    parameters = Path(f"/proc/{pid}/cmdline").read_text()
+    address = parameters.partition("control_address=")[2].split(" ")[0]
+    options = ["-F", "/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    login = ["ssh", *options, "-i", str(key), f"root@{address}", f"({script}) >/dev/null 2>&1 </dev/null &"]
+    subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", *login], check=True, timeout=SETTLE_S)
 
 
 def same_census(daemon: Victim, expected: list[str]) -> None:

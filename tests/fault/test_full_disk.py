@@ -2,95 +2,24 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from tests.fault.conftest import MakeVictim, finish
+from tests.fault.disk import Disk, refused
 from tests.fault.host import SETTLE_S, Service, Victim, fill, send, warm
 from tests.integration.daemon import until
 
 pytestmark = pytest.mark.root
-DISK_BYTES = 256 << 20
+_MACHINES_BYTES = 768 << 20
 _TRIES = 3000  # commits find room in what the store's log has already taken
 
 
-class Disk:
-    """A small file system of its own."""
-
-    def __init__(self, directory: Path, size_bytes: int) -> None:
-        self.place = directory / "disk"
-        self._image, self._ballast = directory / "disk.img", self.place / "ballast"
-        self.place.mkdir()
-        with self._image.open("wb") as image:
-            image.truncate(size_bytes)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self._image], check=True)
-        subprocess.run(["mount", "-o", "loop", self._image, self.place], check=True)
-        self.place.chmod(0o711)
-
-    def fill(self, leave_bytes: int = 0) -> None:
-        """To the last block, but for ``leave_bytes``."""
-        with self._ballast.open("wb", buffering=0) as file, suppress(OSError):
-            for size in (1 << 20, 4096):
-                with suppress(OSError):
-                    while file.write(bytes(size)) == size:
-                        continue
-            file.flush()
-            os.fsync(file.fileno())
-        if leave_bytes:
-            os.truncate(self._ballast, self._ballast.stat().st_size - leave_bytes)
-
-    def free(self) -> None:
-        self._ballast.unlink(missing_ok=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", self.place], check=True)
-
-
 @pytest.fixture
-def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
-    with TemporaryDirectory(prefix="alv-f-") as name:
-        directory = Path(name)
-        directory.chmod(0o711)
-        made = Disk(directory, getattr(request, "param", DISK_BYTES))
-        yield made
-        until(lambda: _unmounted(made), SETTLE_S, "an unmounted disk")
-
-
-def _unmounted(disk: Disk) -> bool:
-    with suppress(subprocess.CalledProcessError):
-        disk.unmount()
-        return True
-    return False
-
-
-@pytest.fixture
-def victim(make_victim: MakeVictim, disk: Disk) -> Iterator[Victim]:
-    """Its state directory is on the small disk. In the end there is space again, and it must have lived through it."""
-    made = make_victim(disk.place / "state")
-    try:
-        yield made
-        disk.free()
-        assert not made.ended, made.log()
-        made.settle()
-        finish(made)
-    finally:
-        made.destroy()
-        for name in ("arm", "trace", "state.log"):
-            (disk.place / name).unlink(missing_ok=True)
-
-
-def refused(victim: Victim, method: str, path: str, body: Any) -> dict[str, Any]:
-    """The error of a request or of its operation, which says that space is lacking."""
-    status, found = victim.api(method, path, body)
-    error: dict[str, Any] = found["error"] if status >= 400 else victim.outcome(found)["error"]
-    assert error["code"] == "exhausted", error
-    assert error["hint"], error
-    return error
+def victim(cramped_victim: Victim) -> Victim:
+    return cramped_victim
 
 
 def test_image_import(victim: Victim, disk: Disk, tmp_path: Path) -> None:
@@ -124,7 +53,7 @@ def test_run(victim: Victim, disk: Disk) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("disk", [3 * DISK_BYTES], indirect=True)
+@pytest.mark.parametrize("disk", [_MACHINES_BYTES], indirect=True)
 def test_run_a_machine(victim: Victim, disk: Disk) -> None:
     """No template is left half made; a machine that runs is told of it and does not stand still."""
     spec = {"image": "busybox", "isolation": "vm", "command": ["sleep", "600"]}

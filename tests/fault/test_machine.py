@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fault.conftest import MakeVictim, finish
-from tests.fault.host import SETTLE_S, Service, Victim, fill, is_alive, send, warm
+from tests.fault.host import SETTLE_S, Service, Victim, as_guest_root, fill, is_alive, send, warm
 from tests.integration.daemon import until
 
 pytestmark = pytest.mark.root
@@ -58,17 +58,6 @@ def machines(victim: Victim) -> list[str]:
 def run(victim: Victim, name: str, *options: str, command: tuple[str, ...] = FOREVER) -> dict[str, Any]:
     victim.ok("run", "-d", "--isolation", "vm", "--name", name, *options, *command, timeout=LONG_S)
     return victim.instance(name)
-
-
-def as_guest_root(victim: Victim, record: dict[str, Any], script: str) -> None:
-    """Outside the instance. Nobody waits for what the script does to the guest."""
-    pid = record["status"]["pid"]
-    (key,) = (victim.run_dir / "i" / record["id"]).rglob("key")
-    parameters = Path(f"/proc/{pid}/cmdline").read_text()
-    address = parameters.partition("control_address=")[2].split(" ")[0]
-    options = ["-F", "/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    login = ["ssh", *options, "-i", str(key), f"root@{address}", f"({script}) >/dev/null 2>&1 </dev/null &"]
-    subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", *login], check=True, timeout=SETTLE_S)
 
 
 def reason(victim: Victim, name: str) -> tuple[int | None, str]:
