@@ -1,5 +1,6 @@
 """What a fork takes of a moment: memory and disk are of the same one, wherever a daemon died while it took them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from alveole.runtime.base import Handle, Runtime
 from alveole.volume.base import VolumeDriver
 
 MOMENT, ORIGINAL = "0" * 12, "1" * 12
-ORIGIN = Origin(instance="web", instance_id=ORIGINAL, moment=MOMENT)
+ORIGIN = Origin(instance="web", instance_id=ORIGINAL, node="node-1", moment=MOMENT)
 HANDLE = cast("Handle", object())
 
 
@@ -32,9 +33,10 @@ class Host:
         (directory / "pages").write_text(f"capture {self.captures}")
         await still()
 
-    async def copy_root_disk(self, source_id: str, instance_id: str) -> None:
+    async def copy_root_disk(self, source_id: str, instance_id: str, *, replace: bool = False) -> None:
         self._reach(f"before {instance_id}")
-        self.disks.setdefault(instance_id, self.disks[source_id])
+        if replace or instance_id not in self.disks:
+            self.disks[instance_id] = self.disks[source_id]
         self._reach(f"after {instance_id}")
 
     async def remove_root_disk(self, instance_id: str) -> None:
@@ -48,7 +50,8 @@ class Host:
 async def take(host: Host, paths: Paths, captures: Captures, instance_id: str = "fork") -> tuple[str, str]:
     """(capture that its memory is of, capture that its disk is of)"""
     captures.running[ORIGINAL] = HANDLE
-    files = await captures.take(paths, cast("VolumeDriver", host), cast("Runtime", host), ORIGIN, instance_id)
+    volumes, runtime = cast("VolumeDriver", host), cast("Runtime", host)
+    files = await captures.take(paths, volumes, runtime, ORIGIN, instance_id, files=asyncio.Lock())
     return (files / "pages").read_text(), host.disks[instance_id]
 
 

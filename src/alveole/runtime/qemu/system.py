@@ -154,7 +154,7 @@ class Systems:
     @staticmethod
     async def keep_about(handle: Handle, directory: Path) -> None:
         """Beside what is captured of it: one that was forked and then slept still shares its identity."""
-        await in_thread(lambda: capture.take(Path(handle.directory, _RECORD), directory / _RECORD))
+        (directory / _RECORD).write_bytes(Path(handle.directory, _RECORD).read_bytes())
 
     async def start(self, handle: Handle) -> None:
         """Returns when QEMU runs. Raises INTERNAL with its own words if it ended instead."""
