@@ -50,6 +50,10 @@ def runtime_of(here: World) -> QemuRuntime:
     return QemuRuntime(here.directory, here.directory / "state", here.cgroups)
 
 
+def records(runtime: QemuRuntime) -> list[TemplateRecord]:
+    return [record for _, record in runtime.templates.files.all()]
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def here() -> AsyncIterator[World]:
     async with world("qemu") as made:
@@ -99,12 +103,12 @@ def traces(here: World) -> list[str]:
 async def test_a_shape_has_one_template_however_many_ask_at_once(here: World) -> None:
     runtime = runtime_of(here)
     made = await asyncio.gather(*(begun(here, runtime) for _ in range(3)))
-    (record,) = runtime.templates.all()
+    (record,) = records(runtime)
     assert (record.memory_mib, record.cpus) == (128, 1)
     await ended(runtime, *(cell for cell, _ in made))
     two = Resources(memory_bytes=128 << 20, cpus=2)
     cell, _ = await begun(here, runtime, resources=two)
-    assert {record.cpus for record in runtime.templates.all()} == {1, 2}
+    assert {record.cpus for record in records(runtime)} == {1, 2}
     await ended(runtime, cell)
     assert not traces(here)
 
@@ -127,7 +131,7 @@ async def test_clones_differ_in_all_that_must_not_be_guessed(here: World) -> Non
     assert len(random) == len(other_random) == 64
     assert random != other_random
     assert (name, other_name) == ("host0", "host1")
-    template = runtime.templates.all()[0]
+    template = records(runtime)[0]
     assert template.created_at < asked
     assert asked - 1 <= int(when) <= int(other_when) <= time.time() + 1
     await ended(runtime, *(cell for cell, _ in made))
@@ -188,12 +192,12 @@ async def test_a_damaged_template_is_made_anew(here: World, name: str) -> None:
     runtime = runtime_of(here)
     cell, _ = await begun(here, runtime)
     await ended(runtime, cell)
-    before = next(record for record in runtime.templates.all() if record.cpus == 1)
+    before = next(record for record in records(runtime) if record.cpus == 1)
     damage(here.directory / "state/templates" / before.key / name)
     runtime = runtime_of(here)
     cell, handle = await begun(here, runtime)
     assert (await execute(runtime, handle, "echo", "sound"))[1] == b"sound\n"
-    after = next(record for record in runtime.templates.all() if record.cpus == 1)
+    after = next(record for record in records(runtime) if record.cpus == 1)
     assert after.key == before.key
     assert after.created_at > before.created_at
     await ended(runtime, cell)
@@ -248,10 +252,10 @@ async def test_templates_of_other_versions_are_forgotten_at_the_start(here: Worl
     runtime = runtime_of(here)
     cell, handle = await begun(here, runtime)
     templates = here.directory / "state/templates"
-    (record,) = (found for found in runtime.templates.all() if (found.memory_mib, found.cpus) == (128, 1))
+    (record,) = (found for found in records(runtime) if (found.memory_mib, found.cpus) == (128, 1))
     about = templates / record.key / "about.json"
     about.write_bytes(TemplateRecord.from_json(about.read_bytes()).replace(qemu="0.1").to_json())
-    kept = {found.key for found in runtime.templates.all()} - {record.key}
+    kept = {found.key for found in records(runtime)} - {record.key}
     (templates / "half.new").mkdir()
     runtime = runtime_of(here)
     await runtime.open(here.cgroup)

@@ -7,7 +7,7 @@ Every method is idempotent, and every effect can be found again from the instanc
 killed at any point finishes or undoes what it began.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from alveole.model.agent import ExecRequest, Stream
 from alveole.model.base import Record
 from alveole.model.instance import Resources
+from alveole.model.template import Template
 
 
 class Capability(StrEnum):
@@ -27,6 +28,7 @@ class Capability(StrEnum):
     HOST_NETWORK = "host-network"  # can share the host's network
     IO_LIMITS = "io-limits"  # its reads and writes reach the disk as its own, and so can be limited
     FORK = "fork"  # can be captured while it runs, and others go on from there: implements Capturing
+    TEMPLATES = "templates"  # its instances go on from templates in place of booting: implements Templating
     MACHINE = "machine"  # has a kernel, disks and a network card of its own: wants Cell.root_disk and Cell.card
 
 
@@ -108,6 +110,15 @@ class Cell:
     accelerator: str = ""  # a machine's: kvm | tcg; empty: as measured
     origin: Path | None = None  # what ``capture`` wrote: it goes on from there, as another instance
     woken: bool = False  # with origin: as the same one, which keeps all that tells it from others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where and as whom a machine of no instance runs."""
+
+    ids: Ids  # used by nobody else meanwhile
+    user_namespace: Path | None  # of these ids
+    cgroup: str  # parent of all instances'
 
 
 class Handle(Record):
@@ -238,3 +249,31 @@ class Capturing(Protocol):
         and whenever this fails. Returns what that took: still_s, private_bytes.
         """
         ...
+
+
+class TemplatePool(Protocol):
+    """The templates of one runtime on this host, by key. They can be removed and replaced at any time: nothing that
+    goes on from one needs it by its name."""
+
+    async def shown(self, running: Collection[Handle]) -> tuple[Template, ...]:
+        """All of them, by key; how many of ``running`` share the memory of each."""
+        ...
+
+    async def remove(self, key: str) -> tuple[int, int]:
+        """Bytes freed, and bytes that will be when the instances have ended that share its memory. Nothing happens if
+        there is none."""
+        ...
+
+    async def refresh(self, key: str, workplace: Workplace, card: Card) -> None:
+        """Make it afresh; ``card`` is any machine's. The old one serves until then, and stays if that fails.
+
+        Raises NOT_FOUND if there is none, and CONFLICT if it is of versions that this host does not have any more.
+        """
+        ...
+
+
+class Templating(Protocol):
+    """What a Runtime with Capability.TEMPLATES can do beyond."""
+
+    @property
+    def templates(self) -> TemplatePool: ...

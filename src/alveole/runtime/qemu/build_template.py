@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alveole.host.blocking import in_thread
 from alveole.host.process import run
-from alveole.runtime.base import Card, Cell, Handle
+from alveole.runtime.base import Card, Cell, Handle, Process, Workplace
 from alveole.runtime.oci import is_alive
 from alveole.runtime.qemu import capture
 from alveole.runtime.qemu.argv import Machine
@@ -24,10 +24,10 @@ _JAIL = "jail"  # directory of the machine, in that of the template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Builder:
-    """``cell`` and ``machine`` are those of the instance that wants the template first: it is made by the same user."""
+    """``machine`` is one of the shape; what it is beyond that does not matter."""
 
     jail: Jail
-    cell: Cell
+    workplace: Workplace
     machine: Machine
     furniture: Furniture  # without place and disks of its own
     run_directory: Path
@@ -36,16 +36,7 @@ class Builder:
 
     async def build(self, target: Path) -> TemplateRecord:
         """Write ``memory`` and ``state`` into ``target``."""
-        identifier = _identifier(self.key)
-        cell = replace(
-            self.cell,
-            id=identifier,
-            directory=target / _JAIL,
-            run_directory=self.run_directory / self.key,
-            log_path=target / _JAIL / "log",
-            network_namespace=None,
-            cgroup=f"{self.cell.cgroup.rpartition('/')[0]}/{identifier}",
-        )
+        cell = self._cell(target)
         await _clean(self.jail, cell.id, cell.directory, cell.run_directory, cell.cgroup)
         try:
             cell.directory.mkdir()
@@ -54,8 +45,25 @@ class Builder:
         finally:
             await _clean(self.jail, cell.id, cell.directory, cell.run_directory, cell.cgroup)
 
+    def _cell(self, target: Path) -> Cell:
+        identifier, directory = _identifier(self.key), target / _JAIL
+        return Cell(
+            id=identifier,
+            directory=directory,
+            run_directory=self.run_directory / self.key,
+            log_path=directory / "log",
+            hostname=identifier,
+            process=Process(args=(), env={}, workdir="/", uid=0, gid=0, tty=self.machine.tty),
+            root=None,
+            read_only=True,
+            ids=self.workplace.ids,
+            user_namespace=self.workplace.user_namespace,
+            cgroup=f"{self.workplace.cgroup}/{identifier}",
+        )
+
     async def _build(self, cell: Cell, target: Path) -> TemplateRecord:
-        place, user, machine = cell.run_directory / "m", user_of(cell), replace(self.machine, parts=())
+        place, user = cell.run_directory / "m", user_of(cell)
+        machine = replace(self.machine, id=cell.id, stdin=False, parts=())
         disk = cell.directory / "disk"
         with disk.open("wb") as file:
             file.truncate(machine.root_bytes)
@@ -76,6 +84,8 @@ class Builder:
             key=self.key,
             memory_mib=machine.memory_mib,
             cpus=machine.cpus,
+            tty=machine.tty,
+            root_bytes=machine.root_bytes,
             accelerator=machine.accelerator,
             kernel=furniture.boot.kernel.version,
             initramfs=furniture.boot.initramfs.name,
@@ -83,7 +93,6 @@ class Builder:
             created_at=time.time(),
             boot_s=round(boot_s, 3),
             private_bytes=told["private_bytes"],
-            digests=("", ""),
         )
 
 

@@ -47,7 +47,14 @@ _THREADS = 256
 class _Engine(Crun):
     name = "qemu"
     capabilities = frozenset(
-        {Capability.EXEC, Capability.ATTACH, Capability.PAUSE, Capability.FORK, Capability.MACHINE}
+        {
+            Capability.EXEC,
+            Capability.ATTACH,
+            Capability.PAUSE,
+            Capability.FORK,
+            Capability.TEMPLATES,
+            Capability.MACHINE,
+        }
     )
 
 
@@ -113,11 +120,11 @@ class Furniture:
     binds: Mapping[str, Path]
 
 
-def own_memory(cell: Cell, memory: Path) -> Path:
-    """A name of its own for what it maps as memory, which others may remove under theirs."""
-    own = cell.directory / MEMORY
+def own_file(cell: Cell, name: str, source: Path) -> Path:
+    """A name of its own for a file, such as what it maps as memory, which others may remove under theirs."""
+    own = cell.directory / name
     own.unlink(missing_ok=True)
-    own.hardlink_to(memory)
+    own.hardlink_to(source)
     return own
 
 

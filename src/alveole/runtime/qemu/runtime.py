@@ -33,10 +33,10 @@ from alveole.runtime import bundle, execution
 from alveole.runtime.base import Capability, Cell, CellMount, Exit, Handle, Process, Recovered, State
 from alveole.runtime.faults import fault
 from alveole.runtime.oci import is_alive, reason_of
-from alveole.runtime.qemu import build_template, capture, plugging, seed
-from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, PROGRAM, Machine, Part, shape
+from alveole.runtime.qemu import capture, plugging, seed
+from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, PROGRAM, Machine, Part
 from alveole.runtime.qemu.boot import Boot, BootFiles
-from alveole.runtime.qemu.build_template import Builder, wait_until_booted
+from alveole.runtime.qemu.build_template import wait_until_booted
 from alveole.runtime.qemu.command import GuestLauncher
 from alveole.runtime.qemu.guest import Guest, Told
 from alveole.runtime.qemu.jail import (
@@ -46,12 +46,13 @@ from alveole.runtime.qemu.jail import (
     jailed,
     make_place,
     make_root,
-    own_memory,
+    own_file,
     remove_place,
     user_of,
 )
 from alveole.runtime.qemu.system import Systems, is_system
-from alveole.runtime.qemu.template import MEMORY, STATE, Template, Templates, key_of
+from alveole.runtime.qemu.template import MEMORY, STATE
+from alveole.runtime.qemu.template_pool import QemuTemplates
 from alveole.runtime.qemu.words import with_words
 from alveole.runtime.streams import AttachStream
 
@@ -107,8 +108,14 @@ class QemuRuntime:
         self._version = ""
         self._connecting = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_CONNECTING))
         self._memory = asyncio.Lock()  # one at a time makes the files that machines boot with
-        self.templates = Templates(state / "templates")
-        self._templates_run = run_directory / "t"
+        self.templates = QemuTemplates(
+            self._jail,
+            self._boot,
+            self._qemu,
+            self._ensure_empty_memory,
+            state=state,
+            run_directory=run_directory,
+        )
         self._systems = Systems(self._jail, run_directory, self._accelerator_of, self._qemu, self._empty_memory)
 
     @property
@@ -133,16 +140,8 @@ class QemuRuntime:
         return ""
 
     async def open(self, cgroup: str) -> None:
-        """To be called first. Ends what a killed daemon was making, and forgets templates of other versions than this
-        host's; ``cgroup`` is the one that holds those of all instances."""
-        await build_template.sweep(self._jail, self._templates_run, self.templates, cgroup)
-        try:
-            boot, qemu = await self._boot.ensure(), await self._qemu()
-        except AlveoleError as error:
-            log.warning("templates of machines are kept as they are: %s", error)
-            return
-        versions = (qemu, boot.kernel.version, boot.initramfs.name)
-        await self.templates.sweep(lambda record: (record.qemu, record.kernel, record.initramfs) == versions)
+        """To be called first; ``cgroup`` is the one that holds those of all instances."""
+        await self.templates.open(cgroup)
 
     async def accelerator(self) -> str:
         """kvm where the host runs a guest's kernel natively, else tcg."""
@@ -178,8 +177,8 @@ class QemuRuntime:
         machine = await self._machine(cell, how)
         boot = await self._boot.ensure()
         furniture = await self._furniture(cell, how, boot, machine)
-        begin = await self._beginning(cell, machine, furniture, boot)
-        furniture = replace(furniture, memory=own_memory(cell, begin.memory))
+        begin = _own(cell, await self._beginning(cell, machine, furniture, boot))
+        furniture = replace(furniture, memory=begin.memory)
         await make_place(furniture, machine, user_of(cell))
         await self._give_disks(cell, how)
         await self._write_seed(cell, how)
@@ -190,6 +189,7 @@ class QemuRuntime:
             await _begin(handle, begin, furniture, machine.parts)
         except AlveoleError as error:
             raise with_words(error, furniture.place) from error
+        (cell.directory / STATE).unlink(missing_ok=True)
         return handle
 
     async def _beginning(self, cell: Cell, machine: Machine, furniture: Furniture, boot: Boot) -> Beginning:
@@ -198,7 +198,7 @@ class QemuRuntime:
             return Beginning(memory=there / MEMORY, state=there / STATE, pages=there / "pages", slots=there / _SLOTS)
         if not cell.template:
             return Beginning(memory=furniture.memory)
-        template = await self._template(cell, machine, furniture, boot)
+        template = await self.templates.of(cell, machine, boot)
         return Beginning(memory=template.memory, state=template.state, template=template.directory.name)
 
     async def _machine(self, cell: Cell, how: seed.Plan) -> Machine:
@@ -236,20 +236,6 @@ class QemuRuntime:
             disks={"root": cell.root_disk, **{name: mount.source for name, mount in how.disks if mount.source}},
             binds={name: mount.source for name, mount in how.binds if mount.source},
         )
-
-    async def _template(self, cell: Cell, machine: Machine, furniture: Furniture, boot: Boot) -> Template:
-        qemu = await self._qemu()
-        key = key_of(shape(machine), (qemu, boot.kernel.version, boot.initramfs.name))
-        builder = Builder(
-            jail=self._jail,
-            cell=cell,
-            machine=machine,
-            furniture=furniture,
-            run_directory=self._templates_run,
-            key=key,
-            qemu=qemu,
-        )
-        return await self.templates.ensure(key, builder.build)
 
     async def _give_disks(self, cell: Cell, how: seed.Plan) -> None:
         """QEMU opens them as their owner; whoever else may hold them later is root."""
@@ -306,7 +292,7 @@ class QemuRuntime:
         for name in ("key", "key.pub", *_REQUESTS):
             (run_directory / name).unlink(missing_ok=True)
         self._systems.forget(directory)
-        for name in ("machine.json", "kvm", MEMORY):
+        for name in ("machine.json", "kvm", MEMORY, STATE):
             (directory / name).unlink(missing_ok=True)
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -447,6 +433,14 @@ class QemuRuntime:
 
     async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
         await self._jail.rotate_logs(handle, log_path)
+
+
+def _own(cell: Cell, begin: Beginning) -> Beginning:
+    """With names of its own for its files. To be called before anything is awaited: then a template may be removed."""
+    own = replace(begin, memory=own_file(cell, MEMORY, begin.memory))
+    if begin.template and begin.state:
+        own = replace(own, state=own_file(cell, STATE, begin.state))
+    return own
 
 
 async def _begin(handle: Handle, begin: Beginning, furniture: Furniture, parts: tuple[Part, ...]) -> None:

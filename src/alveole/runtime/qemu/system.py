@@ -24,7 +24,7 @@ from alveole.runtime.oci import is_alive
 from alveole.runtime.qemu import capture, system_argv
 from alveole.runtime.qemu.argv import MACHINE_TYPE, PROCESSOR, Machine
 from alveole.runtime.qemu.capture import monitor_socket
-from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, own_memory, user_of
+from alveole.runtime.qemu.jail import Furniture, Jail, jailed, make_place, make_root, own_file, user_of
 from alveole.runtime.qemu.template import MEMORY, STATE
 from alveole.runtime.qemu.words import with_words
 
@@ -82,7 +82,7 @@ class Systems:
         furniture = await self._furniture(cell, machine)
         if cell.origin is not None:
             furniture = replace(furniture, memory=cell.origin / MEMORY)
-        furniture = replace(furniture, memory=own_memory(cell, furniture.memory))
+        furniture = replace(furniture, memory=own_file(cell, MEMORY, furniture.memory))
         await make_place(furniture, machine, user_of(cell))
         owner = f"{user_of(cell)}:{user_of(cell)}"
         await run(["chown", owner, "--", *map(str, furniture.disks.values())], timeout_s=_TOOL_TIMEOUT_S)
