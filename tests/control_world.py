@@ -35,7 +35,7 @@ from alveole.model.node import Node
 from alveole.model.operation import Operation, OperationState
 from alveole.runtime.fake import FakeHost, Program
 from alveole.store.memory import MemoryStore
-from tests.fakes import FakeImages, FakeNetwork, FakeVolumes, WatchedRuntime, mortal, running
+from tests.fakes import FakeImages, FakeNetwork, FakeTemplates, FakeVolumes, WatchedRuntime, mortal, running
 from tests.virtual import SeededIds, VirtualClock
 
 PROGRAMS: Mapping[tuple[str, ...], Program] = {
@@ -81,6 +81,7 @@ class World:
         self.host = FakeHost(clock=lambda: self.clock.now().timestamp(), programs=PROGRAMS, unknown=None)
         self.images, self.network = FakeImages(), FakeNetwork()
         self.volumes = FakeVolumes(self.root)
+        self.templates = FakeTemplates()
         self.ids = SeededIds(self.seed)
         self.life: Life | None = None
         self._control: asyncio.Task[None] | None = None
@@ -117,7 +118,7 @@ class World:
             return mortal(target, lambda: bool(alive), self.pause)
 
         state, run = self.root / "state", self.root / "run"
-        runtime = mine(WatchedRuntime(self.host, self.doubled))
+        runtime = mine(WatchedRuntime(self.host, self.doubled, self.templates))
         engine = Engine(
             link=mine(LocalLink(self.context)),
             node=Node(

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,13 +13,22 @@ from alveole.model.error import AlveoleError, ErrorCode, conflict, not_found
 from alveole.model.image import DiskImage, ImageConfig, ImageContent, Recipe
 from alveole.model.instance import Port
 from alveole.model.network import Network
+from alveole.model.template import Template
 from alveole.model.volume import Volume
 from alveole.network.base import Attachment
-from alveole.runtime.base import Capability, Cell, Handle, Ids
+from alveole.runtime.base import Capability, Card, Cell, Handle, Ids, Workplace
 from alveole.runtime.fake import FakeHost, FakeRuntime
 
 T = TypeVar("T")
-WALL = frozenset({Capability.EXEC, Capability.ATTACH, Capability.USER_NAMESPACE, Capability.HOST_NETWORK})
+WALL = frozenset(
+    {
+        Capability.EXEC,
+        Capability.ATTACH,
+        Capability.USER_NAMESPACE,
+        Capability.HOST_NETWORK,
+        Capability.TEMPLATES,
+    }
+)
 ID_RANGE = 65536
 
 
@@ -161,6 +171,62 @@ class FakeVolumes:
         return
 
 
+class FakeTemplates:
+    """``TemplatePool``. Every running instance shares the memory of the first. ``gate`` holds refreshes back."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Template] = {}
+        self.workplaces: list[Workplace] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def add(self, key: str) -> Template:
+        moment = datetime(2026, 1, 31, tzinfo=UTC)
+        self.known[key] = Template(
+            key=key,
+            memory_bytes=512 << 20,
+            cpus=1,
+            tty=False,
+            accelerator="tcg",
+            kernel="6.12",
+            qemu="10.0",
+            size_bytes=1000,
+            created_at=moment,
+            used_at=moment,
+            boot_s=5.0,
+            cause="wanted",
+            checked=True,
+            instances=0,
+        )
+        return self.known[key]
+
+    async def shown(self, running: Collection[Handle]) -> tuple[Template, ...]:
+        first = min(self.known, default="")
+        return tuple(
+            template.replace(instances=len(running) if key == first else 0) for key, template in self.known.items()
+        )
+
+    async def remove(self, key: str) -> tuple[int, int]:
+        return (600, 400) if self.known.pop(key, None) else (0, 0)
+
+    async def refresh(self, key: str, workplace: Workplace, card: Card) -> None:
+        self.workplaces.append(workplace)
+        await self.gate.wait()
+        self.known[key] = self.known[key].replace(cause="refreshed")
+
+
+_CARD = Card(
+    device="tap0",
+    mac="02:00:00:00:00:04",
+    address="192.0.0.2",
+    gateway="192.0.0.1",
+    gateway_mac="02:00:00:00:00:03",
+    control_address="169.254.0.2",
+    control_gateway="169.254.0.1",
+    has_route=False,
+)
+
+
 class FakeNetwork:
     """``NetworkDriver``."""
 
@@ -204,6 +270,7 @@ class FakeNetwork:
             internal=network.internal if network else False,
             address=address,
             ports=ports,
+            card=_CARD if machine else None,
         )
         self.attachments[instance_id] = attachment
         return attachment
@@ -247,9 +314,10 @@ class FakeNetwork:
 class WatchedRuntime(FakeRuntime):
     """Tells when a process was replaced while it ran: nobody asked for its end."""
 
-    def __init__(self, host: FakeHost, doubled: list[str]) -> None:
+    def __init__(self, host: FakeHost, doubled: list[str], templates: FakeTemplates) -> None:
         super().__init__(host, capabilities=WALL)
         self._doubled = doubled
+        self.templates = templates
 
     async def create(self, cell: Cell) -> Handle:
         if cell.id in running(self._host):

@@ -174,6 +174,84 @@ def test_stats_need_two_looks_for_the_processor(daemon: Double, capsys: pytest.C
     assert row[2:9] == ["1.0", "MB", "-", "3.0", "MB", "2.0", "kB"]
 
 
+def template(key: str, **more: Any) -> dict[str, Any]:
+    """A template as the API answers it."""
+    return {
+        "kind": "template",
+        "key": key,
+        "node": "node-1",
+        "memory_bytes": 512 << 20,
+        "cpus": 2,
+        "tty": False,
+        "accelerator": "tcg",
+        "kernel": "6.12.9-amd64",
+        "qemu": "10.0.2 (Debian 1:10.0.2)",
+        "size_bytes": 60 << 20,
+        "created_at": "2026-01-31T12:00:00.000000Z",
+        "used_at": "2026-01-31T12:00:00.000000Z",
+        "boot_s": 5.0,
+        "cause": "wanted",
+        "checked": True,
+        "instances": 3,
+        **more,
+    }
+
+
+def test_templates_are_shown_with_their_state(daemon: Double, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [template("3f2a"), template("a000", checked=False, cause="damaged", instances=0)]
+    daemon.answers["GET /v1/templates"] = Reply({"items": items, "revision": "x:1"})
+    assert root.run(["template", "ls"]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["KEY", "MEMORY", "CPUS", "ACCEL"]
+    assert first.split()[:10] == ["3f2a", "512", "MB", "2", "tcg", "6.12.9-amd64", "10.0.2", "60.0", "MB", "3"]
+    assert first.endswith("  ready")
+    assert second.endswith("  unchecked (made anew: was damaged)")
+    assert root.run(["template", "ls", "-q"]) == 0
+    assert capsys.readouterr().out == "3f2a\na000\n"
+    assert root.run(["template", "ls", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == items
+
+
+def test_unused_templates_are_those_without_instances(daemon: Double, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [template("3f2a"), template("a000", instances=0), template("b000", instances=0)]
+    daemon.answers["GET /v1/templates"] = Reply({"items": items, "revision": "x:1"})
+    for key in ("a000", "b000"):
+        done = operation("template.rm", f"template/{key}", result={"freed_bytes": 1, "held_bytes": 0})
+        daemon.answers[f"DELETE /v1/templates/{key}"] = Reply(done)
+    assert root.run(["template", "rm", "--unused"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("a000\nb000\n", "")
+    assert not [request for request in daemon.requests if request.path.endswith("3f2a")]
+
+
+def test_what_instances_still_hold_of_a_removed_template_is_told(
+    daemon: Double, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = operation("template.rm", "template/3f2a0000", result={"freed_bytes": 1, "held_bytes": 60 << 20})
+    daemon.answers["DELETE /v1/templates/3f"] = Reply(done)
+    assert root.run(["template", "rm", "3f"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "3f2a0000\n"
+    assert said.err.startswith("60.0 MB are given back when")
+
+
+def test_a_template_is_made_afresh(daemon: Double, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.answers["POST /v1/templates/3f/refresh"] = Reply(operation("template.refresh", "template/3f2a0000"))
+    assert root.run(["template", "refresh", "3f", "b"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "3f2a0000\n"
+    assert said.err == "error: refresh does not exist (look)\n"
+
+
+@pytest.mark.parametrize("line", [["rm"], ["rm", "--unused", "3f"]])
+def test_templates_to_remove_are_named_or_the_unused(
+    daemon: Double, capsys: pytest.CaptureFixture[str], line: list[str]
+) -> None:
+    assert root.run(["template", *line]) == 2
+    assert "alveole template rm: give either KEYs or --unused" in capsys.readouterr().err
+    assert daemon.requests == []
+
+
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_events_tell_of_removals_too(daemon: Double, capsys: pytest.CaptureFixture[str], form: str) -> None:
     data = {"action": "removed", "kind": "instance", "name": "web", "revision": 7, "object": None}

@@ -1,11 +1,11 @@
-"""What the API asks of this node's instances directly: exec, attach, logs, stats, signals."""
+"""What the API asks of this node directly: exec, attach, logs, stats, signals of its instances; its templates."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from alveole.agent import changes
+from alveole.agent import changes, templates
 from alveole.agent.cell import CONSOLE, process_of
 from alveole.agent.cellmaker import cgroup_of
 from alveole.agent.engine import Engine
@@ -17,6 +17,7 @@ from alveole.model.agent import Changes, ExecRequest, InstanceStats, LogLine, St
 from alveole.model.error import conflict, unsupported
 from alveole.model.instance import Instance
 from alveole.model.snapshot import Snapshot
+from alveole.model.template import Template
 from alveole.policy.lifecycle import is_settled
 from alveole.runtime.base import Capability, Handle, Process, Runtime
 from alveole.runtime.logfile import read_log
@@ -118,6 +119,11 @@ class LocalStreams:
 
     async def snapshot_changes(self, snapshot: Snapshot) -> Changes:
         return await changes.of_snapshot(self._engine, snapshot)
+
+    async def templates(self) -> tuple[Template, ...]:
+        keepers = self._agent.keepers.values()
+        handles = [keeper.handle for keeper in keepers if keeper.handle is not None and keeper.is_running]
+        return await templates.shown(self._engine, handles)
 
     async def signal(self, instance: Instance, signal: int) -> None:
         await self._engine.runtimes[instance.spec.isolation].signal(await self._running(instance), signal)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alveole.agent import snapshots
+from alveole.agent import snapshots, templates
 from alveole.agent.engine import Engine
 from alveole.agent.faults import told
 from alveole.agent.steps import StepLog
@@ -73,6 +73,8 @@ class Task:
             "volume.rm": self._volume_rm,
             "snapshot.create": self._snapshot_create,
             "snapshot.rm": self._snapshot_rm,
+            "template.rm": self._template_rm,
+            "template.refresh": self._template_refresh,
         }
         action = actions.get(self._operation.verb)
         if action is None:
@@ -134,6 +136,12 @@ class Task:
     async def _snapshot_rm(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         await snapshots.remove(self._engine, Snapshot.model_validate(params["snapshot"]))
         return {}
+
+    async def _template_rm(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await templates.remove(self._engine, params["key"])
+
+    async def _template_refresh(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await templates.refresh(self._engine, params["key"])
 
     def _note(self, progress: str) -> None:
         self._progress = progress

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.routing import Route as HttpRoute
 from starlette.websockets import WebSocket
 
-from alveole.api import images, instances, networks, operations, sessions, snapshots, system, volumes
+from alveole.api import images, instances, networks, operations, sessions, snapshots, system, templates, volumes
 from alveole.api.errors import error_response
 from alveole.api.openapi import describe
 from alveole.api.service import Route, Service, preferred_wait_s, project_of
@@ -27,6 +27,7 @@ ROUTES: tuple[Route, ...] = (
     *networks.ROUTES,
     *volumes.ROUTES,
     *snapshots.ROUTES,
+    *templates.ROUTES,
     *operations.ROUTES,
 )
 

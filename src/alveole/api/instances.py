@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from alveole.api.errors import error_body
 from alveole.api.service import (
+    Nothing,
     Route,
     Service,
     idempotency_of,
@@ -54,10 +55,6 @@ class SetSchedule(Record):
     """Absent: none from now on."""
 
     schedule: Schedule | None = None
-
-
-class Nothing(Record):
-    """No fields."""
 
 
 class Grace(Record):

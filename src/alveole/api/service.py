@@ -25,6 +25,10 @@ _PROJECT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 
 
+class Nothing(Record):
+    """No fields."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     context: Context

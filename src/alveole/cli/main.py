@@ -39,6 +39,7 @@ VERBS = {
     "image": "Pull, build, import and remove images.",
     "network": "Create and remove networks.",
     "volume": "Create and remove volumes, and give them to running instances.",
+    "template": "Show what vms go on from in place of booting, remove it, make it afresh.",
     "operation": "Look into what was asked for, and cancel it.",
     "doctor": "Check this host: what was found, what it means, how to fix it.",
     "serve": "Run the daemon.",

@@ -255,6 +255,21 @@ class Client:
         body = _given(name=name, network=network)
         return self.submit("POST", f"snapshots/{_part(snapshot)}/fork", body, wait_s=wait_s)
 
+    # templates, of which a key is told by its beginning
+
+    def templates(self) -> list[Object]:
+        return self.items("templates")
+
+    def template(self, key: str) -> Object:
+        return self.get(f"templates/{_part(key)}")
+
+    def remove_template(self, key: str, *, wait_s: float = 0) -> Object:
+        """The operation's result tells the bytes that were freed, and those that instances still hold."""
+        return self.submit("DELETE", f"templates/{_part(key)}", wait_s=wait_s)
+
+    def refresh_template(self, key: str, *, wait_s: float = 0) -> Object:
+        return self.submit("POST", f"templates/{_part(key)}/refresh", {}, wait_s=wait_s)
+
     # operations, events, the daemon itself
 
     def operations(self) -> list[Object]:

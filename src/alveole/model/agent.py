@@ -16,6 +16,7 @@ from alveole.model.network import Network
 from alveole.model.node import Node
 from alveole.model.operation import Operation, Step
 from alveole.model.snapshot import Snapshot
+from alveole.model.template import Template
 from alveole.model.volume import Volume
 
 
@@ -212,4 +213,8 @@ class NodeStreams(Protocol):
 
     async def signal(self, instance: Instance, signal: int) -> None:
         """Send a signal to the instance's first process."""
+        ...
+
+    async def templates(self) -> tuple[Template, ...]:
+        """Those of the node, by key."""
         ...
