@@ -151,6 +151,10 @@ def make_network(world: World) -> None:
     world.victim.done("POST", "/v1/networks", {"name": "new"})
 
 
+def remove_template(world: World) -> Any:
+    return world.victim.ask("DELETE", f"/v1/templates/{world.victim.items('templates')[0]['key']}")
+
+
 def make_image(world: World) -> None:
     world.victim.done("POST", "/v1/images/import", world.import_body("new"))
 
@@ -330,6 +334,13 @@ ACTIONS = (
         ask("DELETE", "/v1/volumes/new"),
         make_volume,
         named("volumes", "new", there=False),
+    ),
+    Action(
+        "template rm",
+        steps("template.rm", "rm"),
+        remove_template,
+        warm_world,
+        lambda world: not world.victim.items("templates"),
     ),
     Action(
         "image import",

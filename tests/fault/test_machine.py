@@ -197,3 +197,24 @@ def test_a_daemon_killed_while_it_makes_a_template_cleans_up_when_it_starts(vict
     assert machines(victim).count("qemu-system-x86") == 1
     assert not list(place.glob("*"))
     assert not list((victim.state / "qemu/templates").glob("*.*"))
+
+
+def test_a_daemon_killed_while_it_makes_a_template_afresh_does_so_when_it_starts(victim: Victim) -> None:
+    """Who goes on from the old one notices nothing."""
+    record = run(victim, "it")
+    (before,) = (one for one in victim.items("templates") if one["key"] == record["status"]["machine"]["template"])
+    operation = victim.ask("POST", f"/v1/templates/{before['key']}/refresh", {})
+    place = victim.run_dir / "t"
+    until(lambda: list(place.glob("*/m/qmp/socket")), LONG_S, "a machine that becomes a template")
+    victim.kill9()
+    victim.start()
+    path = f"/v1/operations/{operation['id']}"
+    until(lambda: victim.api("GET", path)[1]["state"] != "running", LONG_S, "its end")
+    assert victim.outcome(operation)["state"] == "done"
+    (after,) = (one for one in victim.items("templates") if one["key"] == before["key"])
+    assert (after["cause"], after["instances"]) == ("refreshed", 0)
+    assert after["created_at"] > before["created_at"]
+    assert machines(victim).count("qemu-system-x86") == 1
+    assert victim.instance("it")["status"]["pid"] == record["status"]["pid"]
+    assert not list(place.glob("*"))
+    assert not list((victim.state / "qemu/templates").glob("*.*"))

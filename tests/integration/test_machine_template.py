@@ -20,6 +20,7 @@ from alveole.runtime.base import Cell, Handle
 from alveole.runtime.qemu.capture import monitor_socket
 from alveole.runtime.qemu.runtime import QemuRuntime
 from alveole.runtime.qemu.template import MEMORY, STATE, TemplateRecord
+from alveole.runtime.qemu.template_pool import UNUSED_S
 from tests.integration.daemon import until
 from tests.runtime_world import World, execute, world
 
@@ -262,3 +263,17 @@ async def test_templates_of_other_versions_are_forgotten_at_the_start(here: Worl
     assert {path.name for path in templates.iterdir()} == kept
     assert (await execute(runtime, handle, "echo", "goes on"))[1] == b"goes on\n"
     await ended(runtime, cell)
+
+
+async def test_templates_that_nobody_used_for_long_are_forgotten_at_the_start(here: World) -> None:
+    runtime = runtime_of(here)
+    for mib in (128, 129):
+        cell, _ = await begun(here, runtime, resources=Resources(memory_bytes=mib << 20))
+        await ended(runtime, cell)
+    templates = here.directory / "state/templates"
+    unused = next(record.key for record in records(runtime) if record.memory_mib == 129)
+    kept = {record.key for record in records(runtime)} - {unused}
+    long_ago = time.time() - UNUSED_S - 60
+    os.utime(templates / unused / "about.json", (long_ago, long_ago))
+    await runtime_of(here).open(here.cgroup)
+    assert {path.name for path in templates.iterdir()} == kept

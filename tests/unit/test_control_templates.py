@@ -95,6 +95,23 @@ async def test_a_refresh_that_is_cancelled_gives_everything_back(tmp_path: Path)
 
 
 @virtual
+async def test_two_refreshes_at_once_are_not_in_each_others_way(tmp_path: Path) -> None:
+    """The first to end takes nothing from the other."""
+    async with serving(tmp_path) as (world, client):
+        world.templates.gate.clear()
+        begun = [(await client.call("POST", "/v1/templates/a/refresh", {})).json for _ in range(2)]
+        await world.until(lambda: len(world.templates.workplaces) == 2)
+        assert len({workplace.ids.base for workplace in world.templates.workplaces}) == 2
+        await operations.cancel(world.context, "default", begun[0]["id"])
+        await world.until(lambda: len(world.network.attachments) == 1)
+        world.templates.gate.set()
+        ended = await world.finished(world.operation(begun[1]["id"]))
+        assert ended.state is OperationState.DONE
+        await world.settle()
+        world.check()
+
+
+@virtual
 async def test_what_a_dead_agent_began_the_next_one_ends(tmp_path: Path) -> None:
     async with serving(tmp_path) as (world, client):
         world.templates.gate.clear()

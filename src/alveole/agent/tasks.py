@@ -141,7 +141,7 @@ class Task:
         return await templates.remove(self._engine, params["key"])
 
     async def _template_refresh(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await templates.refresh(self._engine, params["key"])
+        return await templates.refresh(self._engine, params["key"], self._operation.id)
 
     def _note(self, progress: str) -> None:
         self._progress = progress

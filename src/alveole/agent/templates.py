@@ -22,10 +22,11 @@ async def remove(engine: Engine, key: str) -> Mapping[str, Any]:
     return {"freed_bytes": sum(freed for freed, _ in removed), "held_bytes": sum(held for _, held in removed)}
 
 
-async def refresh(engine: Engine, key: str) -> Mapping[str, Any]:
-    """Its machine gets an id range and namespaces as an instance without a network has them. Raises NOT_FOUND."""
+async def refresh(engine: Engine, key: str, operation_id: str) -> Mapping[str, Any]:
+    """Its machine gets an id range and namespaces as an instance without a network has them, for this operation alone:
+    another may be making the same one afresh. Raises NOT_FOUND."""
     pool = await _pool_of(engine, key)
-    name = f"template-{key}"
+    name = f"template-{operation_id}"
     attachment = await engine.network.attach(
         instance_id=name,
         project="",
