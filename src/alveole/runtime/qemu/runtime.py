@@ -292,8 +292,7 @@ class QemuRuntime:
         for name in ("key", "key.pub", *_REQUESTS):
             (run_directory / name).unlink(missing_ok=True)
         self._systems.forget(directory)
-        for name in ("machine.json", "kvm", MEMORY, STATE):
-            (directory / name).unlink(missing_ok=True)
+        await in_thread(lambda: _forget(directory))
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -433,6 +432,12 @@ class QemuRuntime:
 
     async def rotate_logs(self, handle: Handle, log_path: Path) -> None:
         await self._jail.rotate_logs(handle, log_path)
+
+
+def _forget(directory: Path) -> None:
+    """Takes its time where a machine was the last to have the memory of a template that is gone."""
+    for name in ("machine.json", "kvm", MEMORY, STATE):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _own(cell: Cell, begin: Beginning) -> Beginning:
