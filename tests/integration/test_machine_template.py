@@ -187,6 +187,29 @@ async def test_memory_that_clones_do_not_write_is_shared(here: World) -> None:
     await ended(runtime, cell, other)
 
 
+async def test_one_is_removed_while_a_machine_begins(here: World) -> None:
+    """As soon as that has taken what it needs: it goes on all the same, and keeps only the memory."""
+    runtime = runtime_of(here)
+    cell, _ = await begun(here, runtime)
+    await ended(runtime, cell)
+    (key,) = (record.key for record in records(runtime) if (record.memory_mib, record.cpus) == (128, 1))
+    cell = here.cell(*FOREVER, resources=SMALL)
+    creating = asyncio.ensure_future(runtime.create(cell))
+    while not (cell.directory / STATE).exists():
+        assert not creating.done()
+        await asyncio.sleep(0)
+    freed_bytes, held_bytes = await runtime.templates.remove(key)
+    assert not creating.done()
+    assert 0 < freed_bytes < held_bytes
+    handle = await creating
+    await runtime.start(handle)
+    assert (await execute(runtime, handle, "echo", "works"))[1] == b"works\n"
+    assert (cell.directory / MEMORY).stat().st_nlink == 1
+    assert not (cell.directory / STATE).exists()
+    await ended(runtime, cell)
+    assert not traces(here)
+
+
 @pytest.mark.parametrize("name", [MEMORY, slow(STATE), slow("about.json")])
 async def test_a_damaged_template_is_made_anew(here: World, name: str) -> None:
     """Found out by the first machine that would go on from it after a restart."""

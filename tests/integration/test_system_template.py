@@ -14,7 +14,7 @@ pytestmark = pytest.mark.root
 
 MIB = 136  # no other test's machines have so much memory
 LONG_S = 180.0  # a template is made meanwhile
-COUNTS = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.05; done"
+COUNTS = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.2; done"
 
 
 def run(daemon: Daemon, name: str, mib: int = MIB) -> None:
