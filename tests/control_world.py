@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from alveole.agent import cellmaker, snapshots
+from alveole.agent import cellmaker, roots
 from alveole.agent.engine import Engine
 from alveole.agent.record import Paths
 from alveole.agent.session import Agent
@@ -248,8 +248,8 @@ async def living(root: Path, **fields: Any) -> AsyncIterator[World]:
         patch.setattr(mount, "bind_idmapped", _fake_bind)
         patch.setattr(mount, "unmount_below", _fake_unmount)
         patch.setattr(cellmaker, "run", _fake_rm)
-        patch.setattr(snapshots, "run", _fake_rm)
-        patch.setattr(snapshots, "copy_tree", _fake_copy)
+        patch.setattr(roots, "run", _fake_rm)
+        patch.setattr(roots, "copy_tree", _fake_copy)
         await world.control_up()
         await world.agent_up()
         try:

@@ -10,7 +10,7 @@ import pytest
 from alveole.agent.captures import Captures
 from alveole.agent.record import Paths
 from alveole.model.instance import Origin
-from alveole.runtime.base import Handle, Runtime
+from alveole.runtime.base import Capability, Handle, Runtime
 from alveole.volume.base import VolumeDriver
 
 MOMENT, ORIGINAL = "0" * 12, "1" * 12
@@ -33,6 +33,8 @@ class Host:
         (directory / "pages").write_text(f"capture {self.captures}")
         await still()
 
+    capabilities = frozenset({Capability.MACHINE})
+
     async def copy_root_disk(self, source_id: str, instance_id: str, *, replace: bool = False) -> None:
         self._reach(f"before {instance_id}")
         if replace or instance_id not in self.disks:
@@ -51,7 +53,7 @@ async def take(host: Host, paths: Paths, captures: Captures, instance_id: str = 
     """(capture that its memory is of, capture that its disk is of)"""
     captures.running[ORIGINAL] = HANDLE
     volumes, runtime = cast("VolumeDriver", host), cast("Runtime", host)
-    files = await captures.take(paths, volumes, runtime, ORIGIN, instance_id, files=asyncio.Lock())
+    files = await captures.take(paths, volumes, runtime, ORIGIN, instance_id, ids_base=0, files=asyncio.Lock())
     return (files / "pages").read_text(), host.disks[instance_id]
 
 

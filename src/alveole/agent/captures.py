@@ -1,8 +1,8 @@
 """Moments of running instances, captured once and gone on from by any number of forks.
 
-A moment is a directory with what the runtime wrote, and a root disk of the volume driver, by the name ``moment-ID``. It
-is complete or not there, and removed a while after the last fork took it. Each fork takes a copy that shares all with
-it: links of the files, and a disk that shares its blocks.
+A moment is a directory with what the runtime wrote and, unless that is a root disk of the volume driver by the name
+``moment-ID``, a copy of its root. It is complete or not there, and removed a while after the last fork took it. Each
+fork takes a copy that shares all with it that can be shared: links of the files, and a disk that shares its blocks.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from alveole.agent.record import Paths
+from alveole.agent.roots import give_root, keep_root
 from alveole.host.blocking import in_thread
 from alveole.model.error import conflict
 from alveole.model.instance import Origin
@@ -20,6 +21,8 @@ from alveole.runtime.base import Capturing, Handle, Runtime
 from alveole.volume.base import VolumeDriver
 
 KEPT_S = 5.0
+MEMORY = "memory"
+"""Of a moment's directory: what the runtime wrote."""
 
 
 class Captures:
@@ -36,12 +39,13 @@ class Captures:
         origin: Origin,
         instance_id: str,
         *,
+        ids_base: int,
         files: asyncio.Lock,
     ) -> Path:
-        """The files of the moment for one fork, which has its root disk then. May be called again.
+        """The files of the moment for one fork, which has its root then. May be called again.
 
-        ``files`` is held by the keeper of the origin while it makes, adopts or removes that.
-        Raises CONFLICT if the instance does not run any more.
+        ``ids_base`` is the range of ids of the fork's files. ``files`` is held by the keeper of the origin while it
+        makes, adopts or removes that. Raises CONFLICT if the instance does not run any more.
         """
         mine = paths.origin(instance_id)
         if mine.exists():  # also if a former daemon took it: its files come last
@@ -51,27 +55,31 @@ class Captures:
             moment = paths.moments / origin.moment
             if not moment.exists():
                 async with files:
-                    await self._capture(moment, volumes, cast("Capturing", runtime), origin)
-            # Also if there is one: of an earlier capture, if this was cut short after that.
-            await volumes.copy_root_disk(_disk(origin.moment), instance_id, replace=True)
-            await in_thread(partial(link_all, moment, mine))
+                    await self._capture(moment, paths, volumes, runtime, origin)
+            # Also if it has one: of an earlier capture, if this was cut short after that.
+            disk = _disk(origin.moment)
+            await give_root(paths, volumes, runtime, instance_id, disk=disk, moment=moment, ids_base=ids_base)
+            await in_thread(partial(link_all, moment / MEMORY, mine))
             self._taken[origin.moment] = time.monotonic()
         return mine
 
-    async def _capture(self, moment: Path, volumes: VolumeDriver, runtime: Capturing, origin: Origin) -> None:
+    async def _capture(
+        self, moment: Path, paths: Paths, volumes: VolumeDriver, runtime: Runtime, origin: Origin
+    ) -> None:
         handle = self.running.get(origin.instance_id)
         if handle is None:
             raise conflict(f"instance {origin.instance} does not run any more", hint="start it, then fork it")
         new = moment.with_suffix(".new")
         await in_thread(partial(shutil.rmtree, new, ignore_errors=True))
-        new.mkdir(parents=True, mode=0o700)
+        (new / MEMORY).mkdir(parents=True, mode=0o700)
 
-        async def copy_disk() -> None:
-            await volumes.copy_root_disk(origin.instance_id, _disk(origin.moment))
+        async def copy_root() -> None:
+            disk = _disk(origin.moment)
+            await keep_root(paths, volumes, runtime, origin.instance_id, disk=disk, moment=new)
 
         try:
             await volumes.remove_root_disk(_disk(origin.moment))
-            await runtime.capture(handle, new, copy_disk, go_on=True)
+            await cast("Capturing", runtime).capture(handle, new / MEMORY, copy_root, go_on=True)
             new.rename(moment)
         except BaseException:
             await volumes.remove_root_disk(_disk(origin.moment))

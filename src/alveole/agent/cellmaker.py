@@ -62,7 +62,7 @@ async def make(
     if record.asleep:
         origin = engine.paths.asleep(instance.id)
     elif instance.origin is not None and not record.has_begun:
-        origin = await _ensure_origin(engine, instance, instance.origin, steps)
+        origin = await _ensure_origin(engine, instance, record.ids_base, steps)
     with steps.step("root"):
         if not instance.is_system:
             await _mount_root(engine, instance, attachment, shifted=shifted)
@@ -100,26 +100,34 @@ async def _ensure_image(engine: Engine, instance: Instance) -> None:
         )
 
 
-async def _ensure_origin(engine: Engine, instance: Instance, origin: Origin, steps: StepLog) -> Path | None:
+async def _ensure_origin(engine: Engine, instance: Instance, ids_base: int, steps: StepLog) -> Path | None:
     """Its own copy of what the instance it begins from was at that moment. None: it has no memory of it."""
-    if origin.snapshot:  # it got all of it when its files began anew
-        return engine.paths.origin(instance.id) if origin.memory else None
+    assert instance.origin is not None  # noqa: S101  (the caller has looked)
+    if instance.origin.snapshot:  # it got all of it when its files began anew
+        return engine.paths.origin(instance.id) if instance.origin.memory else None
     with steps.step("capture"):
-        return await _take(engine, instance, origin)
+        return await _take(engine, instance, instance.origin, ids_base)
 
 
-async def _take(engine: Engine, instance: Instance, origin: Origin) -> Path:
-    runtime, files = engine.runtimes[instance.spec.isolation], engine.files[origin.instance_id]
-    return await engine.captures.take(engine.paths, engine.volumes, runtime, origin, instance.id, files=files)
+async def _take(engine: Engine, instance: Instance, origin: Origin, ids_base: int) -> Path:
+    return await engine.captures.take(
+        engine.paths,
+        engine.volumes,
+        engine.runtimes[instance.spec.isolation],
+        origin,
+        instance.id,
+        ids_base=ids_base,
+        files=engine.files[origin.instance_id],
+    )
 
 
 async def prepare_asleep(engine: Engine, instance: Instance) -> None:
-    """What a fork goes on from, as what sleeps has it."""
+    """What a fork goes on from, as what sleeps has it. Its files get their range of ids when it wakes."""
     asleep = engine.paths.asleep(instance.id)
     if not asleep.exists():
         assert instance.origin is not None  # noqa: S101  (nothing else begins asleep)
         engine.paths.home(instance.id).mkdir(parents=True, exist_ok=True, mode=0o711)
-        origin = await _take(engine, instance, instance.origin)
+        origin = await _take(engine, instance, instance.origin, 0)
         origin.rename(asleep)
 
 

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from alveole.agent.captures import link_all
+from alveole.agent.captures import MEMORY, link_all
 from alveole.agent.engine import Engine
 from alveole.agent.record import LocalRecord
+from alveole.agent.roots import give_root, keep_root, remove_tree
 from alveole.agent.steps import StepLog
 from alveole.host import mount
 from alveole.host.blocking import in_thread
-from alveole.host.process import run
-from alveole.host.tree import copy_tree
 from alveole.model.agent import InstanceAssignment
 from alveole.model.error import conflict, not_found
 from alveole.model.instance import Origin
@@ -24,8 +23,7 @@ from alveole.model.snapshot import Snapshot
 from alveole.model.volume import Volume
 from alveole.runtime.base import Capability, Capturing, Handle, Plugging
 
-_RECORD, _UPPER, _MEMORY = "snapshot.json", "upper", "memory"
-_TIMEOUT_S = 3600.0
+_RECORD = "snapshot.json"
 
 
 def disk_name(snapshot_id: str, volume_id: str = "") -> str:
@@ -45,7 +43,7 @@ async def make(engine: Engine, snapshot: Snapshot, steps: StepLog) -> None:
             return
         await remove(engine, snapshot)
         new = final.with_suffix(".new")
-        (new / _MEMORY).mkdir(parents=True, mode=0o700)
+        (new / MEMORY).mkdir(parents=True, mode=0o700)
         try:
             await _take(engine, snapshot, new, steps)
             with steps.step("keep"):
@@ -64,7 +62,7 @@ async def _take(engine: Engine, snapshot: Snapshot, new: Path, steps: StepLog) -
             raise conflict(f"instance {snapshot.instance} does not run any more", hint="start it first")
         with steps.step("capture"):
             copies = partial(_copy_disks, engine, snapshot, new)
-            await cast("Capturing", runtime).capture(handle, new / _MEMORY, copies, go_on=True)
+            await cast("Capturing", runtime).capture(handle, new / MEMORY, copies, go_on=True)
         return
     try:
         if handle is not None:
@@ -83,13 +81,9 @@ async def _copy_disks(engine: Engine, snapshot: Snapshot, new: Path) -> None:
     """Volumes and what it wrote to its root: nobody but others who share its volumes writes meanwhile."""
     for volume in snapshot.volumes:
         await engine.volumes.keep_volume(volume.id, disk_name(snapshot.id, volume.id))
-    if Capability.MACHINE in engine.runtimes[snapshot.spec.isolation].capabilities:
-        await engine.volumes.copy_root_disk(snapshot.instance_id, disk_name(snapshot.id))
-        return
-    upper = engine.paths.upper(snapshot.instance_id)
-    if not upper.exists():
-        raise conflict(f"instance {snapshot.instance} has never run: there is nothing to keep of it")
-    await copy_tree(upper, new / _UPPER)
+    runtime = engine.runtimes[snapshot.spec.isolation]
+    disk = disk_name(snapshot.id)
+    await keep_root(engine.paths, engine.volumes, runtime, snapshot.instance_id, disk=disk, moment=new)
 
 
 async def remove(engine: Engine, snapshot: Snapshot) -> None:
@@ -97,9 +91,9 @@ async def remove(engine: Engine, snapshot: Snapshot) -> None:
     final = engine.paths.snapshot(snapshot.id)
     if final.exists():
         doomed = final.with_suffix(".new")
-        await _remove_tree(doomed)
+        await remove_tree(doomed)
         final.rename(doomed)
-    await _remove_tree(final.with_suffix(".new"))
+    await remove_tree(final.with_suffix(".new"))
     for name in disk_names(snapshot):
         await engine.volumes.remove_root_disk(name)
 
@@ -111,7 +105,7 @@ async def sweep(engine: Engine, known: tuple[Snapshot, ...]) -> None:
     names = {snapshot.id for snapshot in known}
     for entry in tuple(engine.paths.snapshots.iterdir()):
         if entry.name not in names:
-            await _remove_tree(entry)
+            await remove_tree(entry)
 
 
 async def begin_anew(engine: Engine, assignment: InstanceAssignment, record: LocalRecord) -> None:
@@ -122,14 +116,14 @@ async def begin_anew(engine: Engine, assignment: InstanceAssignment, record: Loc
     paths, instance = engine.paths, assignment.instance
     origin = instance.origin if instance.origin is not None and instance.origin.snapshot else None
     await mount.unmount_below(paths.volatile(instance.id))
-    await _remove_tree(paths.origin(instance.id))
+    await remove_tree(paths.origin(instance.id))
     if origin is not None:
         await _give(engine, assignment, record, origin)
     else:
         await engine.volumes.remove_root_disk(instance.id)
-        await _remove_tree(paths.upper(instance.id))
-    await _remove_tree(paths.work(instance.id))
-    await _remove_tree(paths.asleep(instance.id))
+        await remove_tree(paths.upper(instance.id))
+    await remove_tree(paths.work(instance.id))
+    await remove_tree(paths.asleep(instance.id))
 
 
 async def _give(engine: Engine, assignment: InstanceAssignment, record: LocalRecord, origin: Origin) -> None:
@@ -142,20 +136,19 @@ async def _give(engine: Engine, assignment: InstanceAssignment, record: LocalRec
     volumes = [volume for volume in back if volume.id in held]
     for volume in volumes:
         _refuse_shared(engine, volume, instance.id)
-    upper = engine.paths.upper(instance.id)
-    new = upper.with_name("upper.new")
-    if (kept / _UPPER).exists():
-        await _remove_tree(new)
-        await copy_tree(kept / _UPPER, new, ids_base=record.ids_base)
-    if Capability.MACHINE in engine.runtimes[snapshot.spec.isolation].capabilities:
-        await engine.volumes.copy_root_disk(disk_name(snapshot.id), instance.id, replace=True)
+    await give_root(
+        engine.paths,
+        engine.volumes,
+        engine.runtimes[snapshot.spec.isolation],
+        instance.id,
+        disk=disk_name(snapshot.id),
+        moment=kept,
+        ids_base=record.ids_base,
+    )
     for volume in volumes:
         await engine.volumes.restore_volume(disk_name(snapshot.id, volume.id), volume)
-    if new.exists():
-        await _remove_tree(upper)
-        new.rename(upper)
     if origin.memory:
-        await in_thread(partial(link_all, kept / _MEMORY, engine.paths.origin(instance.id)))
+        await in_thread(partial(link_all, kept / MEMORY, engine.paths.origin(instance.id)))
 
 
 def _refuse_shared(engine: Engine, volume: Volume, instance_id: str) -> None:
@@ -164,12 +157,6 @@ def _refuse_shared(engine: Engine, volume: Volume, instance_id: str) -> None:
             f"volume {volume.name} is used by instance {others[0]} too: it cannot be put back under its hands",
             hint=f"alveole stop {others[0]}",
         )
-
-
-async def _remove_tree(directory: Path) -> None:
-    """A large one may take long, in a child."""
-    if directory.exists():
-        await run(["rm", "-rf", "--one-file-system", "--", str(directory)], timeout_s=_TIMEOUT_S)
 
 
 async def fill_volume(engine: Engine, volume: Volume, snapshot_id: str, volume_id: str) -> None:
