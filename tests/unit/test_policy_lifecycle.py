@@ -14,6 +14,7 @@ from alveole.policy.lifecycle import (
     BACKOFF_MAX_S,
     STABLE_S,
     Action,
+    Prepare,
     Remove,
     Rest,
     Sleep,
@@ -168,7 +169,7 @@ def test_every_state_comes_to_rest(wanted: Instance, seen: InstanceStatus, code:
                 seen = seen.replace(phase=Phase.EXITED, exit_code=code, next_start_at=backoff(seen, now))
             case Stop():
                 running, seen = False, seen.replace(phase=Phase.EXITED, exit_code=code)
-            case Sleep():
+            case Sleep() | Prepare():
                 running, seen = False, seen.replace(phase=Phase.ASLEEP)
             case Remove():
                 return

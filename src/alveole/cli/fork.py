@@ -28,8 +28,8 @@ def command(instance: str, name: str | None, count: int | None, name_prefix: str
     """Duplicate a running instance: memory, disk and processes. The original goes on.
 
     Each fork has an address, host name and machine id of its own; published ports stay with the original, and
-    connections that were open are the original's. Only a vm without volumes can be forked. Forks of a whole operating
-    system keep its names and keys inside.
+    connections that were open are the original's (a sandbox loses them). Only a vm or sandbox without volumes can be
+    forked. Forks of a whole operating system keep its names and keys inside.
 
     \b
     Examples:

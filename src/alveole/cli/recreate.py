@@ -21,7 +21,7 @@ def command(instances: tuple[str, ...], keep_evidence: bool) -> None:
 
     Name, address, ports and volumes stay. What runs is killed without grace: for a compromised or broken instance.
     Evidence is looked into by `alveole snapshot diff` and `alveole snapshot fork`, and holds memory where that can be
-    kept: of a running vm.
+    kept: of a running vm or sandbox.
 
     \b
     Examples:

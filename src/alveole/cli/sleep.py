@@ -14,7 +14,7 @@ def command(instances: tuple[str, ...]) -> None:
     """Put running instances on disk, memory and processes included.
 
     All they use is given back; `alveole wake` lets them go on where they were, also after a reboot of the host. Only a
-    vm without shared directories can sleep.
+    vm or sandbox without shared directories can sleep.
 
     \b
     Example:

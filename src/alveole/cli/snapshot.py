@@ -27,9 +27,7 @@ def command() -> None:
 
 @command.command()
 @click.option("--name", metavar="NAME", help="Of the snapshot; made of the instance's and the time if not given.")
-@click.option(
-    "--memory", is_flag=True, help="Keep memory and processes too. Only of a running vm without shared directories."
-)
+@click.option("--memory", is_flag=True, help="Keep memory and processes too: of a running vm or sandbox.")
 @instance_argument
 def create(instance: str, name: str | None, memory: bool) -> None:
     """Keep what an instance is now: what it wrote to its files, and its volumes, all of one moment.

@@ -130,7 +130,7 @@ def require_capturable(context: Context, source: Instance, what: str, *, volumes
     if node is None or isolation not in node.forks:
         raise conflict(
             f"a {isolation} cannot be {what} here: it shares its memory with nothing that could copy it",
-            hint=f"choose --isolation vm, which can be {what}",
+            hint=f"choose --isolation {' or '.join(node.forks) if node and node.forks else 'vm'}, which can be {what}",
         )
     kept = {"tmpfs", "volume"} if volumes else {"tmpfs"}
     shared = next((mount.source for mount in source.spec.mounts if mount.kind not in kept), None)

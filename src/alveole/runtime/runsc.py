@@ -29,6 +29,7 @@ class Runsc:
             Capability.ATTACH,
             Capability.PAUSE,
             Capability.ROOT_DIRECTORY,
+            Capability.FORK,
         }
     )
     exec_pid_option = "--internal-pid-file"
