@@ -80,6 +80,23 @@ def test_published_ports_stay_with_the_original(daemon: Daemon) -> None:
     assert daemon.instance("closed")["spec"]["ports"] == []
 
 
+def test_one_that_sees_its_own_address_sees_the_forks(daemon: Daemon) -> None:
+    """And is reached there, by what listened before."""
+    serve = ("sh", "-c", "while :; do nc -l -p 7 -e echo here; done")
+    daemon.ok("run", "-d", "--name", "web", "--isolation", "vm", "--inside-address", "same", "busybox", *serve)
+    until(lambda: inside(daemon, "web", "netstat -tln").count(":7 "))
+    daemon.ok("fork", "--name", "twin", "web")
+    daemon.ok("run", "-d", "--name", "client", "busybox", "sleep", "600")
+    for name in ("web", "twin"):
+        address = daemon.instance(name)["address"]
+        shown = inside(daemon, name, "ip -4 -o address show dev eth0; ip route")
+        assert f"inet {address}/32" in shown
+        assert f"src {address}" in shown
+        ask = ("exec", "client", "sh", "-c", f"nc -w 5 {address} 7 </dev/null")
+        until(lambda ask=ask: daemon.cli(*ask).stdout == "here\n")  # type: ignore[misc]
+    assert daemon.instance("web")["address"] not in inside(daemon, "twin", "ip address; ip route")
+
+
 def test_what_a_fork_took_is_told(daemon: Daemon) -> None:
     counting(daemon, "web")
     daemon.ok("fork", "--name", "twin", "web")

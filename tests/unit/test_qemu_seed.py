@@ -153,6 +153,15 @@ def test_a_fork_renews_who_it_is_and_what_wakes_does_not(tmp_path: Path) -> None
         assert own in script
         assert own not in same
     assert fork["boot-id"].decode() == f"{BOOT_ID}\n"
-    assert script.startswith(same)  # its name, how it is reached, and the key that lets in
+    assert set(same.splitlines()) < set(script.splitlines())  # name, how it is reached, and the key that lets in
     assert "hostname web" in same
     assert "authorized_keys" in same
+
+
+def test_a_fork_has_the_address_that_it_is_given(tmp_path: Path) -> None:
+    """Where that is another than its guest has; one without a network has none."""
+    script = renewed(cell(tmp_path, origin=tmp_path))["renew"].decode()
+    assert f'$4 != "{CARD.address}/32"' in script
+    assert f"ip address add {CARD.address}/32 dev eth0" in script
+    alone = renewed(cell(tmp_path, origin=tmp_path, card=CARD.replace(has_route=False)))["renew"].decode()
+    assert "ip address" not in alone

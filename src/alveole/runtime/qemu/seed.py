@@ -88,6 +88,7 @@ def make_renewal(cell: Cell, how: Plan, *, public_key: str, boot_id: str) -> byt
         # In place: the instance has these files mounted.
         *(f"cat /run/renewal/file/{name} >{_SEED}/file/{name}" for name, _ in how.files),
         *(() if cell.woken else _RENEW_FILES),
+        *(_network_again(cell.card) if cell.card is not None and cell.card.has_route else ()),
     ]
     script = "".join(f"{line}\n" for line in lines)
     members = {f"file/{name}": _read(mount) for name, mount in how.files}
@@ -150,6 +151,17 @@ def _script(cell: Cell, how: Plan) -> str:
         options = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
         lines += [f"mkdir -p /disks/{name}", f"directory {name} {options} /disks/{name}"]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _network_again(card: Card) -> list[str]:
+    """Of one that sees its own address, which is another now; what all see stays as it is."""
+    others = f"""ip -4 -o address show dev eth0 | awk '$5 != "peer" && $4 != "{card.address}/32" {{print $4}}'"""
+    return [
+        f'if [ -n "$({others})" ]; then',
+        f'for other in $({others}); do ip address del "$other" dev eth0; done',
+        *_network(card),
+        "fi",
+    ]
 
 
 def _network(card: Card) -> list[str]:
