@@ -131,7 +131,8 @@ END
 compare_walls() { # the same image behind each wall
     local name
     ensure_instance demo-web-sandbox --isolation sandbox demo-nginx
-    ensure_instance demo-web-vm --isolation vm --memory 256m demo-nginx
+    ensure_instance demo-web-vm --isolation vm --memory 256m --health-cmd 'test -s /run/nginx.pid' \
+        --health-interval 60s demo-nginx # two dozen interpreted machines that each run bash every ten seconds are much
     for name in demo-web-sandbox demo-web-vm; do answers "$name"; done
     ensure_fork demo-web-vm demo-web-fork # of an nginx that serves
     answers demo-web-fork
