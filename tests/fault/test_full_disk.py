@@ -135,3 +135,24 @@ def test_volume_write(victim: Victim, disk: Disk) -> None:
     victim.done("POST", "/v1/instances/writer/stop", {"grace_s": 0})  # its volume is checked when mounted again
     victim.done("POST", "/v1/instances/writer/start", {})
     victim.ok("exec", "writer", "sh", "-c", "dd if=/dev/zero of=/w/g bs=1M count=4 && sync")
+
+
+def test_snapshot(victim: Victim, disk: Disk) -> None:
+    """Nothing is kept by halves; an instance that cannot go back stays what it is, and does when there is space."""
+    victim.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    victim.ok("exec", "web", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=16; echo old > /state; sync")
+    body = {"instance": "web", "name": "kept"}
+    disk.fill(leave_bytes=8 << 20)
+    refused(victim, "POST", "/v1/snapshots", body)
+    assert not victim.names("snapshots")
+    assert not list((victim.state / "snapshots").iterdir())
+    assert victim.ok("exec", "web", "cat", "/state") == "old"
+    disk.free()
+    victim.done("POST", "/v1/snapshots", body)
+    victim.ok("exec", "web", "sh", "-c", "echo new > /state")
+    disk.fill(leave_bytes=8 << 20)
+    refused(victim, "POST", "/v1/snapshots/kept/restore", {})
+    assert (victim.state / "instances" / victim.instance("web")["id"] / "upper/state").read_text() == "new\n"
+    disk.free()
+    victim.done("POST", "/v1/instances/web/start", {})
+    assert victim.ok("exec", "web", "cat", "/state") == "old"
