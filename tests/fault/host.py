@@ -22,7 +22,7 @@ NOTHING = "sha256:0"
 _PROGRAMS = {"container": "httpd", "sandbox": "runsc-gofer", "vm": "qemu-system-x86_64"}
 """What runs on the host once for each instance."""
 
-_IGNORED_FILES = re.compile(r"store\.db|\.lock$|/ns(/|$)|/s$|host\.json|/scratch")
+_IGNORED_FILES = re.compile(r"store\.db|\.lock$|/ns(/|$)|/s$|host\.json|/scratch|storage/pool/roots$")
 
 
 class Victim(Daemon):
