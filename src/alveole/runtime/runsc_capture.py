@@ -217,6 +217,16 @@ class RunscRuntime(OciRuntime):
             await self._go_on(place)  # a daemon that captured it died
         return await super()._adopt(place, status)
 
+    async def signal(self, handle: Handle, signal: int) -> None:
+        await self._until_it_goes_on(handle)  # the engine refuses it meanwhile
+        await super().signal(handle, signal)
+
+    async def _until_it_goes_on(self, handle: Handle) -> None:
+        captured = self._capturing[handle.id]
+        while captured.locked():
+            async with captured:
+                """And on to the next capture, if one is waiting."""
+
     async def delete(self, cell_id: str, directory: Path, run_directory: Path, cgroup: str) -> None:
         await super().delete(cell_id, directory, run_directory, cgroup)
         begin = _beginning(Place(cell_id, directory, run_directory))
@@ -225,10 +235,7 @@ class RunscRuntime(OciRuntime):
         self._starting.pop(cell_id, None)
 
     async def exec(self, handle: Handle, request: ExecRequest, process: Process) -> Stream:
-        captured = self._capturing[handle.id]
-        while captured.locked():
-            async with captured:
-                """It goes on: wait for the next, if there is one."""
+        await self._until_it_goes_on(handle)
         self._starting[handle.id] += 1
         try:
             return await super().exec(handle, request, process)
