@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import struct
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -188,7 +189,8 @@ async def test_one_that_waits_for_a_connection_can_be_captured(boxes: Boxes) -> 
     assert lab.get(address) == "hello\n"
 
 
-PYTHON = """
+PYTHON = ("/usr/bin/python3", "-u", "-c")
+SOCKETS = """
 import socket, time
 bound, connected = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
 bound.bind(("{address}", 53))
@@ -197,23 +199,64 @@ while True:
     print(1)
     time.sleep(0.02)
 """
+FILES = """
+import mmap, sqlite3, struct, time
+with open("/mapped", "w+b") as file:
+    file.truncate(16384)
+    mapped = mmap.mmap(file.fileno(), 16384)
+rows = sqlite3.connect("/rows", isolation_level=None)
+rows.execute("pragma journal_mode=wal")
+rows.execute("create table counts (count)")
+count = 0
+while True:
+    count += 1
+    struct.pack_into("=Q", mapped, 8192, count)
+    rows.execute("insert into counts values (?)", (count,))
+    print(count)
+    time.sleep(0.01)
+"""
+CHECK = """
+import sqlite3
+rows = sqlite3.connect("/rows")
+(well,), (whole,) = (rows.execute(query).fetchone() for query in (
+    "pragma integrity_check", "select count(*) = max(count) from counts"))
+print(well, whole)
+"""
+USR = (CellMount(target="/usr", source=Path("/usr"), read_only=True),)
+
+
+def python_files(here: World) -> Path:
+    """What makes the host's Python, bound to /usr, find its libraries."""
+    files = here.directory / "python"
+    files.mkdir()
+    for name in ("lib", "lib64"):
+        (files / name).symlink_to(f"usr/{name}")
+    return files
+
+
+async def test_files_are_what_memory_takes_them_for(boxes: Boxes) -> None:
+    """Those that are mapped, and a database in the middle of its work."""
+    original = await boxes.start(*PYTHON, FILES, mounts=USR, files=python_files(boxes.here))
+    await goes_on(original)
+    moment = await boxes.capture(original)
+    clone = await boxes.clone(moment, mounts=USR, hostname="clone")
+    await goes_on(clone)
+    (mapped,) = struct.unpack_from("=Q", (moment.files / "mapped").read_bytes(), 8192)
+    assert mapped in {(await clone.counts())[0] - 1, (await clone.counts())[0]}
+    for box in (original, clone):
+        await goes_on(box)
+        assert await execute(boxes.runtime, box.handle, *PYTHON, CHECK) == (0, b"ok 1\n", b"")
 
 
 async def test_sockets_bound_to_the_former_address_are_no_hindrance(boxes: Boxes) -> None:
     """Nor are those of the first in a clone of a clone."""
     lab = Lab(boxes.here)
     network, address = lab.place()
-    files = boxes.here.directory / "before"
-    files.mkdir()
-    for name in ("lib", "lib64"):
-        (files / name).symlink_to(f"usr/{name}")
-    mounts = (CellMount(target="/usr", source=Path("/usr"), read_only=True),)
-    script = PYTHON.format(address=address)
-    command = ("/usr/bin/python3", "-u", "-c", script)
-    box = await boxes.start(*command, network_namespace=network, mounts=mounts, files=files)
+    script = SOCKETS.format(address=address)
+    box = await boxes.start(*PYTHON, script, network_namespace=network, mounts=USR, files=python_files(boxes.here))
     await goes_on(box)
     for _ in range(2):
         moment = await boxes.capture(box)
         network, address = lab.place()
-        box = await boxes.clone(moment, network_namespace=network, mounts=mounts)
+        box = await boxes.clone(moment, network_namespace=network, mounts=USR)
         await goes_on(box)
