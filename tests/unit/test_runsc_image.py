@@ -19,6 +19,7 @@ ROOM = 1 << 30
         (b"", False),
         (OWN % 0 + OWN % 1 + OWN % 2, False),
         (OWN % 0 + OWN % 1 + OWN % 2 + STRANGER, True),
+        (OWN % 0 + bytes((2 << 20) - 3 - len(OWN % 0) - len(STRANGER) + len(b"host:1\0\0")) + STRANGER, True),
         (OWN % 1 + b"a file named host:1, and one named host:2", False),
         (b"another way of writing: host:1", False),
     ],

@@ -106,7 +106,7 @@ class RunscRuntime(OciRuntime):
             if pause_s is None or not is_connecting(words_of(result)):
                 raise capture_fault(place.id, words_of(result), room_bytes=runsc_image.room_bytes(directory))
             await self._go_on(place)
-            runsc_image.empty(directory)
+            await in_thread(partial(runsc_image.empty, directory))
             await asyncio.sleep(pause_s)
 
     async def _pause(self, place: Place) -> None:

@@ -2,14 +2,18 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from alveole.model.base import Record
 
 STATE = "checkpoint.img"
 ABOUT = "about.json"
-# Of an open file that is the host's: the name of the container it came with, a number, and which of its files it is.
-_OWN_FILE = re.compile(rb"__no_name_\d+(.{1,32}?)host:\d", re.DOTALL)
+# An open file that is the host's: the name of the container it came with, something between, and which of its files.
+_HOST_FILE = re.compile(rb"host:\d")
+_OWNER = re.compile(rb"__no_name_\d+(.{1,32})\Z", re.DOTALL)
+_BEFORE_BYTES = 64
+_PIECE_BYTES = 2 << 20  # looked through at once: others wait for that long
 
 
 class About(Record):
@@ -35,8 +39,15 @@ def has_strangers(state: bytes) -> bool:
 
     Such a file belongs to no container. Where a kernel writes its state in another way than is known, there are none.
     """
-    own = _OWN_FILE.findall(state)
-    return any(len(re.findall(re.escape(between) + rb"host:\d", state)) > own.count(between) for between in set(own))
+    found = [state[max(0, place - _BEFORE_BYTES) : place] for place in _host_files(state)]
+    own = [owner[1] for before in found if (owner := _OWNER.search(before))]
+    return any(before.endswith(tuple(set(own))) for before in found if not _OWNER.search(before))
+
+
+def _host_files(state: bytes) -> Iterator[int]:
+    for begin in range(0, len(state), _PIECE_BYTES):
+        for match in _HOST_FILE.finditer(state, begin, begin + _PIECE_BYTES + len("host:")):
+            yield match.start()
 
 
 def sync(directory: Path) -> None:
