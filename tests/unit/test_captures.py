@@ -29,6 +29,7 @@ class Host:
     async def capture(self, _: Handle, directory: Path, still: Callable[[], Awaitable[None]], *, go_on: bool) -> Any:
         assert go_on
         self.captures += 1
+        await asyncio.sleep(0.01)
         self.disks[ORIGINAL] = f"capture {self.captures}"
         (directory / "pages").write_text(f"capture {self.captures}")
         await still()
@@ -42,6 +43,7 @@ class Host:
         self._reach(f"after {instance_id}")
 
     async def remove_root_disk(self, instance_id: str) -> None:
+        await asyncio.sleep(0.01)
         self.disks.pop(instance_id, None)
 
     def _reach(self, point: str) -> None:
@@ -84,3 +86,29 @@ async def test_forks_share_a_moment(tmp_path: Path) -> None:
     found = {await take(host, paths, captures, f"fork-{number}") for number in range(3)}
     assert found == {("capture 1",) * 2}
     assert host.captures == 1
+
+
+async def test_a_moment_stays_while_a_fork_of_it_is_still_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alveole.agent.captures.KEPT_S", 0.0)
+    host, paths, captures = Host(), Paths(tmp_path / "state", tmp_path / "run"), Captures()
+    await take(host, paths, captures)
+    await captures.sweep(paths, cast("VolumeDriver", host), wanted={MOMENT})
+    assert await take(host, paths, captures, "later") == ("capture 1",) * 2
+    await captures.sweep(paths, cast("VolumeDriver", host), wanted={""})
+    assert not list(paths.moments.iterdir())
+    assert f"moment-{MOMENT}" not in host.disks
+
+
+async def test_forks_that_come_while_their_moment_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is captured again, once."""
+    monkeypatch.setattr("alveole.agent.captures.KEPT_S", 0.0)
+    host, paths, captures = Host(), Paths(tmp_path / "state", tmp_path / "run"), Captures()
+    await take(host, paths, captures)
+    sweeping = asyncio.ensure_future(captures.sweep(paths, cast("VolumeDriver", host)))
+    await asyncio.sleep(0)
+    early = asyncio.ensure_future(take(host, paths, captures, "early"))
+    await sweeping
+    assert await take(host, paths, captures, "late") == ("capture 2",) * 2
+    assert await early == ("capture 2",) * 2

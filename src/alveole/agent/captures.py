@@ -1,16 +1,19 @@
 """Moments of running instances, captured once and gone on from by any number of forks.
 
 A moment is a directory with what the runtime wrote and, unless that is a root disk of the volume driver by the name
-``moment-ID``, a copy of its root. It is complete or not there, and removed a while after the last fork took it. Each
-fork takes a copy that shares all with it that can be shared: links of the files, and a disk that shares its blocks.
+``moment-ID``, a copy of its root. It is complete or not there, and removed a while after the last fork took it, if no
+other is known that will. Each fork takes a copy that shares all with it that can be shared: links of the files, and a
+disk that shares its blocks.
 """
 
 import asyncio
 import shutil
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import cast
+from weakref import WeakValueDictionary
 
 from alveole.agent.record import Paths
 from alveole.agent.roots import give_root, keep_root
@@ -29,7 +32,7 @@ class Captures:
     def __init__(self) -> None:
         self.running: dict[str, Handle] = {}  # instances that run on this node now, by id
         self._taken: dict[str, float] = {}  # moment: when a fork took it last, by the monotonic clock
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # there while somebody waits
 
     async def take(
         self,
@@ -86,20 +89,20 @@ class Captures:
             await in_thread(partial(shutil.rmtree, new, ignore_errors=True))
             raise
 
-    async def sweep(self, paths: Paths, volumes: VolumeDriver) -> None:
-        """Remove moments that no fork took for a while, and those of a former daemon."""
+    async def sweep(self, paths: Paths, volumes: VolumeDriver, wanted: Collection[str] = ()) -> None:
+        """Remove moments that no fork took for a while, and those of a former daemon, but those that are ``wanted``."""
         if not paths.moments.exists():
             return
         for moment in tuple(paths.moments.iterdir()):
             name = moment.name.partition(".")[0]
             lock = self._locks.setdefault(name, asyncio.Lock())
-            if lock.locked() or time.monotonic() - self._taken.get(name, -KEPT_S) < KEPT_S:
+            is_fresh = time.monotonic() - self._taken.get(name, -KEPT_S) < KEPT_S
+            if name in wanted or is_fresh or lock.locked():
                 continue
             async with lock:
                 await in_thread(partial(shutil.rmtree, moment, ignore_errors=True))
                 await volumes.remove_root_disk(_disk(name))
-            self._taken.pop(name, None)
-            del self._locks[name]
+                self._taken.pop(name, None)
 
 
 def _disk(moment: str) -> str:

@@ -75,6 +75,12 @@ class Keeper:
     def is_running(self) -> bool:
         return self._ended is not None and not self._ended.done()
 
+    @property
+    def moment(self) -> str:
+        """What it has still to be forked from; empty if nothing."""
+        origin = self.instance.origin if self.instance else None
+        return origin.moment if origin and not self.local.has_begun else ""
+
     def assign(self, assignment: InstanceAssignment | None) -> None:
         self._assignment = assignment
         self._changed.set()

@@ -149,6 +149,7 @@ class Agent:
             try:
                 await rotate_large_logs(self._engine, tuple(self._keepers.values()))
                 await self._engine.network.repair()
-                await self._engine.captures.sweep(self._engine.paths, self._engine.volumes)
+                moments = {keeper.moment for keeper in self._keepers.values()}
+                await self._engine.captures.sweep(self._engine.paths, self._engine.volumes, wanted=moments)
             except (AlveoleError, OSError) as error:
                 log.warning("upkeep of this node: %s", error)
