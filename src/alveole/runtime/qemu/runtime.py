@@ -63,6 +63,7 @@ _START_TIMEOUT_S = 60.0
 _FLUSH_TIMEOUT_S = 5.0
 _SLOTS = "slots.json"
 _REQUESTS = ("seed", "renew")
+_STARTING = 8  # at once on this host: each is quick then, and none waits for others longer than it is waited for
 _CONNECTING = 4  # at once to one guest: its server resets the sixth connection that has not shown its key yet
 _TOOL_TIMEOUT_S = 30.0
 _GUEST_LIMITS = bundle.HostLimits(open_files=1 << 20, swap_limit=False)
@@ -107,6 +108,7 @@ class QemuRuntime:
         self._accelerator = accelerator
         self._version = ""
         self._connecting = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_CONNECTING))
+        self._starting = asyncio.Semaphore(_STARTING)
         self._memory = asyncio.Lock()  # one at a time makes the files that machines boot with
         self.templates = QemuTemplates(
             self._jail,
@@ -300,6 +302,10 @@ class QemuRuntime:
         if is_system(handle):
             await self._systems.start(handle)
             return
+        async with self._starting:
+            await self._start(handle)
+
+    async def _start(self, handle: Handle) -> None:
         guest, archive = _guest(handle), _request(handle)
         if archive is not None:
             content = archive.read_bytes()
