@@ -223,7 +223,8 @@ def fork_at_once(victim: Victim, count: int) -> list[dict[str, Any]]:
     for operation in (first, *others):
         path = f"/v1/operations/{operation['id']}"
         until(lambda path=path: victim.api("GET", path)[1]["state"] != "running", MANY_S, path)  # type: ignore[misc]
-        assert victim.api("GET", path)[1]["state"] == "done", victim.api("GET", path)[1]
+        ended = victim.api("GET", path)[1]
+        assert ended["state"] == "done", ended["error"]
     return [item for item in victim.items("instances") if item["name"] != "web"]
 
 

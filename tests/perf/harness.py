@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import platform
 import shlex
@@ -18,7 +19,7 @@ from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs/reference/benchmarks.md"
 COMMAND = "make bench"
-TOPICS = ("Start", "Steps of a start", "Machines", "Many", "Published port", "Command line")
+TOPICS = ("Start", "Steps of a start", "Machines", "Forks", "Many", "Published port", "Command line")
 """Sections of the page. It is written when a run has filled all of them."""
 
 _QUIET_LOAD = 1.0
@@ -114,6 +115,12 @@ def ms(seconds: Sequence[float]) -> str:
     ordered = sorted(seconds)
     tenth = len(ordered) // 10
     return f"{median(ordered) * 1000:.1f} ms ({ordered[tenth] * 1000:.1f} to {ordered[-1 - tenth] * 1000:.1f})"
+
+
+def p50_p99(seconds: Sequence[float]) -> str:
+    ordered = sorted(seconds)
+    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    return f"p50 {median(ordered) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms (n = {len(ordered)})"
 
 
 def at_most(figure: float, limit: float, unit: str = "×") -> str:

@@ -39,23 +39,23 @@ def boot_once(kernel: Path, initramfs: Path, directory: Path, *, accelerator: st
     told = directory / "told"
     told.unlink(missing_ok=True)
     began = time.perf_counter()
-    with subprocess.Popen(_machine(kernel, initramfs, told, accelerator), stdin=subprocess.DEVNULL) as machine:
+    argv = [*machine(kernel, initramfs, accelerator, MACHINE_MIB), "-chardev", "null,id=control"]
+    with subprocess.Popen([*argv, "-chardev", f"file,id=status,path={told}"], stdin=subprocess.DEVNULL) as process:
         try:
             until(lambda: told.exists() and "waiting" in told.read_text(), _BOOT_S, "the guest's word")
-            return time.perf_counter() - began, pss_bytes([machine.pid])
+            return time.perf_counter() - began, pss_bytes([process.pid])
         finally:
-            machine.kill()
+            process.kill()
 
 
-def _machine(kernel: Path, initramfs: Path, told: Path, accelerator: str) -> list[str]:
+def machine(kernel: Path, initramfs: Path, accelerator: str, memory_mib: int) -> list[str]:
+    """QEMU's arguments. The character devices "control" and "status" have still to be given."""
     parameters = "console=ttyS0 quiet panic=-1 tsc=unstable no_timer_check random.trust_cpu=on mitigations=off"
     addresses = "control_address=169.254.0.2 control_gateway=169.254.0.1 gateway_mac=02:00:00:00:00:03"
     return [
         *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "pc", "-no-reboot"),
-        *("-accel", accelerator, "-cpu", "max", "-m", f"{MACHINE_MIB}M"),
+        *("-accel", accelerator, "-cpu", "max", "-m", f"{memory_mib}M"),
         *("-kernel", str(kernel), "-initrd", str(initramfs), "-append", f"{parameters} {addresses}"),
-        *("-device", "virtio-serial-pci", "-chardev", "null,id=control"),
-        *("-device", "virtserialport,chardev=control,name=control"),
-        *("-chardev", f"file,id=status,path={told}", "-device", "virtserialport,chardev=status,name=status"),
-        *("-device", "virtserialport,name=commands"),
+        *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=control,name=control"),
+        *("-device", "virtserialport,chardev=status,name=status", "-device", "virtserialport,name=commands"),
     ]
