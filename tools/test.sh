@@ -24,7 +24,7 @@ tier() { # name, then arguments of pytest
     pytest --tier "$results/$name.again" --last-failed --last-failed-no-failures none "$@" || failed=1
 }
 pytest() {
-    .venv/bin/python -m pytest -m 'not slow' "$@" </dev/null
+    .venv/bin/python -m pytest -m 'not slow' --durations 12 --durations-min 5 "$@" </dev/null
 }
 
 tools/check.sh || failed=1
