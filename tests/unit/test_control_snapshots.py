@@ -133,6 +133,8 @@ async def test_without_a_name_it_has_the_time_in_it(tmp_path: Path) -> None:
         await take(world, name=None)
         (made,) = kept(world)
         assert made.name == f"web-{made.created_at:%Y%m%d-%H%M%S}"
+        assert (await take(world, name=None)).state is DONE
+        assert len({snapshot.name for snapshot in kept(world)}) == 2
 
 
 @virtual

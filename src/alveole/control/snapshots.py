@@ -65,7 +65,7 @@ def _plan_create(
         raise conflict(
             f"instance {instance.name} is {instance.status.phase}: there is nothing to keep of it", hint=hint
         )
-    name = name or f"{instance.name[:40]}-{context.clock.now():%Y%m%d-%H%M%S}"
+    name = name or _free_name(context, instance)
     key = keys.snapshot(project, name)
     if context.cache.get(key) is not None:
         raise AlveoleError(ErrorCode.EXISTS, f"a snapshot named {name} exists", field="name")
@@ -90,6 +90,13 @@ def _plan_create(
             f"{name!r} is not a name", hint="lower-case letters, digits, . _ - and at most 63 characters", field="name"
         ) from error
     return _plan_task(context, "snapshot.create", snapshot, absent(key))
+
+
+def _free_name(context: Context, instance: Instance) -> str:
+    """With the time in it; of several in one second all but the first have something random too."""
+    name = f"{instance.name[:40]}-{context.clock.now():%Y%m%d-%H%M%S}"
+    taken = context.cache.get(keys.snapshot(instance.project, name)) is not None
+    return f"{name}-{context.ids.hex(4)}" if taken else name
 
 
 def _volumes_of(context: Context, instance: Instance) -> tuple[Volume, ...]:
@@ -208,7 +215,7 @@ async def fork(
         snapshot = _ready(entry)
         if snapshot.memory and snapshot.volumes:
             raise conflict(
-                f"snapshot {name} is of a running machine with volumes: only that one can go on from it",
+                f"snapshot {name} is of an instance that ran with volumes: only that one can go on from it",
                 hint=f"alveole snapshot restore {name}; or take one without --memory, which can be forked",
             )
         target = new or instances.free_name(context, project, snapshot.instance)
