@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -78,10 +79,10 @@ def _host() -> str:
     cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "CPU")
     memory_kib = int(next(line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")).split()[1])
     system = next(line for line in _lines("/etc/os-release") if line.startswith("PRETTY_NAME")).split('"')[1]
-    versions = [_first_line(*argv) for argv in (("crun", "--version"), ("runsc", "--version"), ("conmon", "--version"))]
-    docker = _first_line("dockerd", "--version").partition(",")[0]
+    programs = [program for program in ("crun", "runsc", "conmon", "dockerd") if shutil.which(program)]
+    versions = [_first_line(program, "--version").partition(",")[0] for program in programs]
     host = f"{os.cpu_count()} cores ({cpu}), {memory_kib / (1 << 20):.0f} GiB, {system}, kernel {platform.release()}"
-    return f"{host}; {'; '.join([*versions, docker])}"
+    return f"{host}; {'; '.join(versions)}"
 
 
 def _lines(path: str) -> list[str]:

@@ -35,7 +35,8 @@ class ByHand:
         self._monitor.execute("cont")
         pause_s = time.perf_counter() - began
         with running([*self._argv, "-incoming", f"file:{state}"], self._directory / "copy") as (copy, _):
-            until_status(copy, "query-status", "running", _MIGRATE_S)
+            until_status(copy, "query-status", "paused", _MIGRATE_S)  # as the original was
+            copy.execute("cont")
             total_s = time.perf_counter() - began
         state.unlink()
         return pause_s, total_s
@@ -56,7 +57,7 @@ def by_hand(
 
 def _request(held_mib: int) -> bytes:
     """What the guest is told: to write so much memory, and then nothing."""
-    script = f"yes | head -c {held_mib}m >/tmp/held\necho held >&9\nsleep 2147483647\n".encode()
+    script = f"tr '\\0' x </dev/zero | head -c {held_mib}m >/tmp/held\necho held >&9\nsleep 2147483647\n".encode()
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as file:
         member = tarfile.TarInfo("setup")

@@ -25,7 +25,7 @@ GENERATIONS, OF_EACH = 3, 10
 COPIES = 20
 _COPIES_S = 300.0
 _PING_S = 0.002
-HOLD = ("sh", "-c", f"yes | head -c {HELD_MIB}m > /dev/shm/held")
+HOLD = ("sh", "-c", f"tr '\\0' x < /dev/zero | head -c {HELD_MIB}m > /dev/shm/held")
 
 
 def spec(memory_mib: int) -> dict[str, Any]:
