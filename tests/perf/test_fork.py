@@ -140,8 +140,7 @@ def test_the_originals_pause(alveole: Alveole, report: Report) -> None:
             return ask()
 
         forked, idle = in_turn(OF_EACH, pause, calm)
-    used = alveole.api("GET", f"instances/{identifier(original)}/stats")["pss_bytes"]
-    limit = 50 + 250 * used / (1 << 30)
+    limit = 50 + 250 * HELD_MIB / 1024  # promised of all its private memory, of which this is a part
     what = f"longest that an original of 256 MiB, {HELD_MIB} MiB written, took to answer a ping; beside one left alone"
     promise = at_most(round(median(forked) * 1000), round(limit), "ms")
     report.add(TOPIC, Row(what, p50_p99(forked), p50_p99(idle), "", promise))
