@@ -34,6 +34,7 @@ def test_files_of_commands_are_found(state: bytes, expected: bool) -> None:
         ("checkpoint failed: statefile error: no space left on device", ROOM, ErrorCode.EXHAUSTED, "space"),
         ("runtime error: nil pointer dereference", 4096, ErrorCode.EXHAUSTED, "space"),
         ('gofer.dentry("x").beforeSave: deleted and invalidated dentries', ROOM, ErrorCode.CONFLICT, "deleted"),
+        ("endpoint cannot be saved in connected state: local 1.2.3.4:5", ROOM, ErrorCode.CONFLICT, "connections"),
         ("nil pointer:\ngoroutine 1\nresetConnectionLocked(", ROOM, ErrorCode.CONFLICT, "connection"),
         ("nil pointer:\ngoroutine 1\nsomething", ROOM, ErrorCode.INTERNAL, "cannot be captured: nil pointer"),
     ],

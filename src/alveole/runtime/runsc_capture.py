@@ -133,7 +133,7 @@ class RunscRuntime(OciRuntime):
                 hint="end what was started with alveole exec, or start it with its output sent to a file",
             )
         config = json.loads((place.bundle / "config.json").read_bytes())
-        had = Addresses.from_json(_addresses_file(place).read_bytes())
+        had = _addresses(place)
         about = About(
             engine=self._build(),
             hostname=config["hostname"],
@@ -195,7 +195,7 @@ class RunscRuntime(OciRuntime):
     async def _renew(self, place: Place, about: About) -> None:
         """Its host name and addresses are in its kernel, which is the captured one."""
         hostname = json.loads((place.bundle / "config.json").read_bytes())["hostname"]
-        had = Addresses.from_json(_addresses_file(place).read_bytes())
+        had = _addresses(place)
         if hostname == about.hostname and not had.former:
             return
         file = place.bundle / "renewal"
@@ -250,6 +250,14 @@ def _beginning(place: Place) -> Path:
 
 def _addresses_file(place: Place) -> Path:
     return place.bundle / "addresses"
+
+
+def _addresses(place: Place) -> Addresses:
+    """None of a sandbox that an older daemon made."""
+    try:
+        return Addresses.from_json(_addresses_file(place).read_bytes())
+    except FileNotFoundError:
+        return Addresses(own=(), former=())
 
 
 def _take_addresses(namespace: Path | None, former: tuple[str, ...]) -> Addresses:

@@ -31,6 +31,11 @@ def capture_fault(instance_id: str, words: str, *, room_bytes: int) -> AlveoleEr
             f"a program in instance {instance_id} has a file open that was deleted, so it cannot be captured",
             hint="let the program close it",
         )
+    if "in connected state" in words:
+        return conflict(
+            f"instance {instance_id} has connections, and was started by a version that cannot capture it then",
+            hint="stop and start it",
+        )
     if is_connecting(words):
         return conflict(
             f"a program in instance {instance_id} waits for a connection, so it cannot be captured",
