@@ -218,20 +218,20 @@ class Daemon:
         self,
         *args: str,
         input: str | None = None,  # noqa: A002  (as subprocess.run calls it)
-        timeout: float = 30,
+        timeout: float = 90,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command line. Without ``input`` its standard input is empty."""
         return subprocess.run(
             self.argv(*args), input=input or "", capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def ok(self, *args: str, input: str | None = None, timeout: float = 30) -> str:  # noqa: A002
+    def ok(self, *args: str, input: str | None = None, timeout: float = 90) -> str:  # noqa: A002
         """The output of a command line that must succeed."""
         done = self.cli(*args, input=input, timeout=timeout)
         assert done.returncode == 0, f"{args} ended with {done.returncode}: {done.stdout}{done.stderr}\n{self.log()}"
         return done.stdout.strip()
 
-    def fails(self, *args: str, code: int | None = None, timeout: float = 30) -> str:
+    def fails(self, *args: str, code: int | None = None, timeout: float = 90) -> str:
         """What a command line says that must fail: one clear error, nothing else."""
         done = self.cli(*args, timeout=timeout)
         assert done.returncode != 0, f"{args} succeeded: {done.stdout}"
