@@ -97,6 +97,20 @@ def test_one_that_sees_its_own_address_sees_the_forks(daemon: Daemon) -> None:
     assert daemon.instance("web")["address"] not in inside(daemon, "twin", "ip address; ip route")
 
 
+def test_one_that_sees_what_all_see_gets_a_fork_that_sees_its_own_address(daemon: Daemon) -> None:
+    daemon.ok("run", "-d", "--name", "web", "--isolation", "vm", "busybox", "sleep", "600")
+    assert daemon.instance("web")["address"] not in inside(daemon, "web", "ip address")
+    daemon.ok("fork", "--new-inside-address", "--name", "twin", "web")
+    address = daemon.instance("twin")["address"]
+    shown = inside(daemon, "twin", "ip -4 -o address show dev eth0; ip route")
+    assert f"inet {address}/32" in shown
+    assert f"src {address}" in shown
+    daemon.ok("run", "-d", "--name", "client", "busybox", "sleep", "600")
+    daemon.ok("exec", "client", "ping", "-c", "1", "-W", "10", address)
+    daemon.ok("run", "-d", "--name", "box", "--isolation", "sandbox", "busybox", "sleep", "600")
+    assert "always sees its own address" in daemon.fails("fork", "--new-inside-address", "box")
+
+
 def test_what_a_fork_took_is_told(daemon: Daemon) -> None:
     counting(daemon, "web")
     daemon.ok("fork", "--name", "twin", "web")

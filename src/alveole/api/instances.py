@@ -49,6 +49,7 @@ class ForkInstance(Record):
     name: str | None = None
     moment: str | None = Field(default=None, pattern="^[0-9a-f]{12}$")
     paused: bool = False  # it sleeps until it is started
+    new_inside_address: bool = False  # of a vm: it sees its own address, and not the one that all see
 
 
 class SetSchedule(Record):
@@ -158,6 +159,7 @@ async def fork(service: Service, request: Request) -> Response:
         name=body.name,
         moment=body.moment,
         paused=body.paused,
+        new_inside_address=body.new_inside_address,
         idempotency=idempotency_of(request, raw),
     )
     return await operation_response(service, request, operation)

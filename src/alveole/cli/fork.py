@@ -1,6 +1,7 @@
 """`alveole fork`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -23,8 +24,17 @@ _SHARED = (
 @click.option("--count", metavar="NUMBER", type=click.IntRange(1, _MOST), help="How many forks of the same moment.")
 @click.option("--name-prefix", metavar="TEXT", help="Names them TEXT1, TEXT2 and so on.")
 @click.option("--paused", is_flag=True, help="Start none of them: they sleep until `alveole wake`.")
+@click.option("--new-inside-address", is_flag=True, help="A vm sees its own address, not the one that all see.")
 @instance_argument
-def command(instance: str, name: str | None, count: int | None, name_prefix: str | None, paused: bool) -> None:
+def command(
+    instance: str,
+    *,
+    name: str | None,
+    count: int | None,
+    name_prefix: str | None,
+    paused: bool,
+    new_inside_address: bool,
+) -> None:
     """Duplicate a running instance: memory, disk and processes. The original goes on.
 
     Each fork has an address, host name and machine id of its own; published ports stay with the original, and
@@ -39,11 +49,12 @@ def command(instance: str, name: str | None, count: int | None, name_prefix: str
     if name and (name_prefix or count):
         raise click.UsageError("--name names one fork; with --count give --name-prefix")
     names = [f"{name_prefix}{number}" if name_prefix else name for number in range(1, (count or 1) + 1)]
-    first = finish(client(), _request(instance, names[0], paused))
+    ask = partial(client().fork_instance, instance, paused=paused, new_inside_address=new_inside_address)
+    first = finish(client(), lambda wait_s: ask(name=names[0], wait_s=wait_s))
     output.line(first["result"]["name"])
     moment = first["result"]["moment"]
     # All are asked for before any is waited for: they are made side by side.
-    others = [client().fork_instance(instance, name=other, moment=moment, paused=paused) for other in names[1:]]
+    others = [ask(name=other, moment=moment) for other in names[1:]]
     for operation in others:
         output.line(finish(client(), _waiting(operation))["result"]["name"])
     if _shares_identity(first["result"]["id"]):
@@ -58,10 +69,6 @@ def _shares_identity(identifier: str) -> bool:
             return False
         raise
     return bool((found["status"].get("machine") or {}).get("shares_identity"))
-
-
-def _request(instance: str, name: str | None, paused: bool) -> Callable[[float], dict[str, Any]]:
-    return lambda wait_s: client().fork_instance(instance, name=name, paused=paused, wait_s=wait_s)
 
 
 def _waiting(operation: dict[str, Any]) -> Callable[[float], dict[str, Any]]:

@@ -112,10 +112,12 @@ class Client:
         name: str | None = None,
         moment: str | None = None,
         paused: bool = False,
+        new_inside_address: bool = False,
         wait_s: float = 0,
     ) -> Object:
         """The operation's result tells the moment, for more forks of the same."""
-        body = {**_given(name=name, moment=moment), "paused": paused}
+        flags = {"paused": paused, "new_inside_address": new_inside_address}
+        body = {**_given(name=name, moment=moment), **flags}
         return self.submit("POST", f"instances/{_part(ref)}/fork", body, wait_s=wait_s)
 
     def kill_instance(self, ref: str, signal: str | int = "SIGKILL") -> None:

@@ -18,16 +18,22 @@ async def fork(
     name: str | None,
     moment: str | None,
     paused: bool = False,
+    new_inside_address: bool = False,
     idempotency: Idempotency | None = None,
 ) -> Operation:
     """Write a new instance beside a running one, which begins asleep if ``paused``.
 
-    The operation's result tells the moment, for more forks of it.
+    ``new_inside_address``: it sees its own address, whatever the original sees. The operation's result tells the
+    moment, for more forks of it.
     """
     context.space.require()
-    return await commit_operation(
-        context, project, idempotency, lambda: _plan(context, project, ref, name=name, moment=moment, paused=paused)
-    )
+
+    def plan() -> Plan[Operation]:
+        source: Instance = resolve_instance(context.cache, project, ref).record
+        spec = _spec_of_fork(source, new_inside_address=new_inside_address)
+        return _plan(context, source, spec, name=name, moment=moment, paused=paused)
+
+    return await commit_operation(context, project, idempotency, plan)
 
 
 async def sleep(context: Context, project: str, ref: str, idempotency: Idempotency | None = None) -> Operation:
@@ -42,24 +48,27 @@ async def sleep(context: Context, project: str, ref: str, idempotency: Idempoten
     return await commit_operation(context, project, idempotency, plan)
 
 
-def _plan(
-    context: Context, project: str, ref: str, *, name: str | None, moment: str | None, paused: bool
-) -> Plan[Operation]:
-    source: Instance = resolve_instance(context.cache, project, ref).record
-    placement = require_capturable(context, source, "forked")
-    if source.is_system and source.spec.inside_address == "same":
+def _spec_of_fork(source: Instance, *, new_inside_address: bool) -> InstanceSpec:
+    if source.is_system and (new_inside_address or source.spec.inside_address == "same"):
         raise conflict(
-            f"{source.name} is a whole operating system that sees its own address, which a fork of it would keep",
-            hint="run it without --inside-address same",
+            f"{source.name} is a whole operating system, which nobody can tell another address while it runs",
+            hint="leave out --new-inside-address; run it without --inside-address same",
         )
+    spec = forked_spec(source.spec)
+    return spec.replace(inside_address="same") if new_inside_address else spec
+
+
+def _plan(
+    context: Context, source: Instance, spec: InstanceSpec, *, name: str | None, moment: str | None, paused: bool
+) -> Plan[Operation]:
+    placement = require_capturable(context, source, "forked")
     moment = moment or context.ids.hex(12)
     origin = Origin(instance=source.name, instance_id=source.id, node=placement.node, moment=moment)
     return plan_new(
         context,
-        project,
-        name or instances.free_name(context, project, source.name),
-        verb="instance.fork",
-        spec=forked_spec(source.spec),
+        source.project,
+        name or instances.free_name(context, source.project, source.name),
+        spec=spec,
         image=source.image,
         origin=origin,
         desired=Desired.ASLEEP if paused else Desired.RUNNING,
@@ -71,7 +80,6 @@ def plan_new(
     project: str,
     name: str,
     *,
-    verb: str,
     spec: InstanceSpec,
     image: ImageContent | None,
     origin: Origin,
@@ -85,7 +93,7 @@ def plan_new(
         )
     identifier = context.ids.hex(12)
     result = {"id": identifier, "name": name, "moment": origin.moment}
-    operation = new_operation(context, project, verb, f"instance/{name}", generation=1, result=result)
+    operation = new_operation(context, project, "instance.fork", f"instance/{name}", generation=1, result=result)
     needs = instances.network_needs(context, project, identifier, spec)
     has_volumes = any(mount.kind == "volume" for mount in spec.mounts)
     try:

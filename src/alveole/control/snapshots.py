@@ -228,7 +228,6 @@ async def fork(
             context,
             project,
             target,
-            verb="instance.fork",
             spec=spec,
             image=snapshot.image,
             origin=_origin(snapshot),
