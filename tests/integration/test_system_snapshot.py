@@ -131,7 +131,7 @@ def test_snapshots_outlive_the_daemon_and_the_host(fresh_daemon: Daemon) -> None
 def test_what_cannot_be_done_is_refused_by_name(daemon: Daemon) -> None:
     run(daemon, "web", "container")
     daemon.ok("create", "--name", "new", "busybox", "true")
-    assert "choose --isolation vm" in daemon.fails("snapshot", "create", "--memory", "web")
+    assert "choose --isolation sandbox or vm" in daemon.fails("snapshot", "create", "--memory", "web")
     assert "nothing to keep" in daemon.fails("snapshot", "create", "new")
     assert "instance nobody does not exist" in daemon.fails("snapshot", "create", "nobody")
     assert "not a name" in daemon.fails("snapshot", "create", "--name", "No Name", "web")

@@ -52,16 +52,20 @@ async def capture(
     *,
     while_still: Callable[[], Awaitable[None]] = nothing,
     go_on: bool,
+    slots: Path | None = None,
 ) -> dict[str, Any]:
     """Write ``pages`` and ``state`` into the directory ``target``; what became of them is told by the result.
 
-    ``while_still`` is awaited while the machine stands still. Whatever goes wrong, it goes on afterwards; if all goes
-    well it does so only if asked to. Raises EXHAUSTED if the disk of ``target`` is full, CONFLICT if the machine ends.
+    ``slots``: a file for the slots of the PCI bus where its devices are. ``while_still`` is awaited while the machine
+    stands still. Whatever goes wrong, it goes on afterwards; if all goes well it does so only if asked to. Raises
+    EXHAUSTED if the disk of ``target`` is full, CONFLICT if the machine ends.
     """
     saving = await _start_pages("save", handle.pid, memory, target / "pages")
     try:
         _require_space(target, (await _told(saving))["expected_bytes"])
         async with connected(monitor_socket(place), handle.id, alive=partial(is_alive, handle)) as monitor:
+            if slots is not None:
+                await _note_slots(monitor, slots)
             keep = None if go_on else partial(_keep, saving, target)
             told, state = await _stand_still(monitor, saving, place, while_still, keep)
         if go_on:
@@ -75,6 +79,13 @@ async def capture(
             saving.kill()
             await saving.wait()
     return told
+
+
+async def _note_slots(monitor: Monitor, file: Path) -> None:
+    """Who goes on from what the machine is must have its devices where it has them. By their ids."""
+    buses = await monitor.execute("query-pci")
+    found = {device["qdev_id"]: device["slot"] for bus in buses for device in bus["devices"]}
+    file.write_text(json.dumps(found))
 
 
 async def _stand_still(

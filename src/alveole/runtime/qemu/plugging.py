@@ -56,16 +56,8 @@ async def plug_parts(place: Path, name: str, parts: Sequence[Part], slots: Mappi
                 await monitor.execute(command, arguments)
 
 
-async def note_slots(place: Path, name: str, file: Path) -> None:
-    """Write down at which slots its disks are: who goes on from what it is must have them there."""
-    async with connected(monitor_socket(place), name) as monitor:
-        buses = await monitor.execute("query-pci")
-    found = {device["qdev_id"]: device["slot"] for bus in buses for device in bus["devices"]}
-    file.write_text(json.dumps(found))
-
-
 def slots_of(file: Path, parts: Sequence[Part]) -> dict[str, int]:
-    """The slots of these parts, by name, as ``note_slots`` wrote them."""
+    """The slots of these parts, by name, as ``capture`` wrote them."""
     found = json.loads(file.read_text())
     return {part.name: found[device_id(part.name)] for part in parts if device_id(part.name) in found}
 

@@ -427,8 +427,10 @@ class QemuRuntime:
         if is_system(handle):
             await self._systems.keep_about(handle, directory)
         place = _place(Path(handle.run_directory))
-        await plugging.note_slots(place, handle.id, directory / _SLOTS)
-        return await capture.capture(handle, memory, place, directory, while_still=while_still, go_on=go_on)
+        slots = directory / _SLOTS
+        return await capture.capture(
+            handle, memory, place, directory, while_still=while_still, go_on=go_on, slots=slots
+        )
 
     async def pause(self, handle: Handle) -> None:
         await self._jail.pause(handle)
