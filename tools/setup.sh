@@ -14,7 +14,7 @@ RUN_PACKAGES=(
 BACKPORTS_PACKAGES=(
     linux-image-amd64 mmdebstrap qemu-system-common qemu-system-data qemu-system-x86 qemu-utils runsc seabios
 )
-TEST_PACKAGES=(curl docker-registry extlinux git make redis-tools shellcheck)
+TEST_PACKAGES=(curl docker-registry extlinux git make redis-tools shellcheck sqlite3)
 BENCH_PACKAGES=(docker.io iperf3 wrk)
 
 BACKPORTS=bookworm-backports

@@ -22,7 +22,7 @@ from tests.integration.daemon import until
 pytestmark = pytest.mark.root
 DELAY_S = 0.4
 CHECK_EVERY = 20
-ORDINARY_S, ORDINARY_KILLS = 75.0, 25
+ORDINARY_S, ORDINARY_KILLS = 45.0, 25
 SLOW_KILLS = int(os.environ.get("ALVEOLE_KILLS", "200"))
 KILLED_WHILE_STARTING = 0.2  # of all kills
 

@@ -288,6 +288,7 @@ async def test_templates_of_other_versions_are_forgotten_at_the_start(here: Worl
     await ended(runtime, cell)
 
 
+@pytest.mark.slow
 async def test_templates_that_nobody_used_for_long_are_forgotten_at_the_start(here: World) -> None:
     runtime = runtime_of(here)
     for mib in (128, 129):

@@ -85,6 +85,9 @@ def limits_of(daemon: Daemon, name: str) -> tuple[bool, bool]:
     return is_limited(received_bps, address), is_limited(sent_bps, address)
 
 
+@pytest.mark.parametrize(
+    "isolation", ["container", *(pytest.param(w, marks=pytest.mark.slow) for w in ("sandbox", "vm"))]
+)
 def test_limits_hold_through_restarts_of_daemon_and_instance(fresh_daemon: Daemon, isolation: str) -> None:
     for name, limits in (("free", ()), ("slow", LIMITS)):
         fresh_daemon.ok("run", "-d", "--name", name, "--isolation", isolation, *limits, "busybox", "sh", "-c", SERVE)

@@ -134,6 +134,7 @@ def test_a_wrong_key_is_one_clear_error(daemon: Daemon, verb: str) -> None:
     assert len(daemon.api("GET", "/v1/operations")[1]["items"]) == operations
 
 
+@pytest.mark.slow
 def test_a_damaged_one_is_told_and_the_unused_are_removed(fresh_daemon: Daemon) -> None:
     """Found out by the first vm after a restart that would go on from it."""
     daemon = fresh_daemon
