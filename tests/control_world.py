@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from alveole.agent import cellmaker, roots
+from alveole.agent import cellmaker, keeper, roots
 from alveole.agent.engine import Engine
 from alveole.agent.record import Paths
 from alveole.agent.session import Agent
@@ -38,6 +38,7 @@ from alveole.store.memory import MemoryStore
 from tests.fakes import FakeImages, FakeNetwork, FakeTemplates, FakeVolumes, WatchedRuntime, mortal, running
 from tests.virtual import SeededIds, VirtualClock
 
+T = TypeVar("T")
 PROGRAMS: Mapping[tuple[str, ...], Program] = {
     ("quick",): Program(code=0, after_s=0.0),
     ("ok",): Program(code=0, after_s=0.5, stdout=b"done\n"),
@@ -249,6 +250,7 @@ async def living(root: Path, **fields: Any) -> AsyncIterator[World]:
         patch.setattr(mount, "unmount_below", _fake_unmount)
         patch.setattr(cellmaker, "run", _fake_rm)
         patch.setattr(roots, "run", _fake_rm)
+        patch.setattr(keeper, "in_thread", _at_once)
         patch.setattr(roots, "copy_tree", _fake_copy)
         await world.control_up()
         await world.agent_up()
@@ -269,6 +271,11 @@ async def _fake_bind(_source: Path, target: Path, _namespace: Path, **_how: Any)
 
 async def _fake_unmount(_directory: Path) -> None:
     return
+
+
+async def _at_once(call: Callable[[], T]) -> T:
+    """Threads know no virtual time."""
+    return call()
 
 
 async def _fake_copy(source: Path, target: Path, **_shift: Any) -> None:

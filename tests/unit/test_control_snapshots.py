@@ -207,3 +207,24 @@ async def test_a_schedule_rests_while_it_does_not_run_and_tries_again_after_a_fa
         assert len(kept(world)) == 1
         with pytest.raises(AlveoleError, match="only a running one"):
             await set_schedule(world.context, "default", "web", Schedule(every_s=60, keep=1, memory=True))
+
+
+@virtual
+async def test_files_are_not_begun_anew_because_the_record_of_that_was_lost(tmp_path: Path) -> None:
+    """As by a power cut: the agent's own record is not waited for to reach the disk."""
+    async with living(tmp_path) as world:
+        await world.run()
+        await take(world)
+        await fork(world)
+        await restore(world)
+        await world.finished(await instances.recreate(world.context, "default", "web"))
+        for name in ("web", "young"):
+            (upper(world, name) / "written").write_text("since")
+            await world.finished(await instances.stop(world.context, "default", name, 0))
+        await world.agent_down()
+        for record in (world.root / "state/instances").glob("*/local.json"):
+            record.write_text("")
+        await world.agent_up()
+        for name in ("web", "young"):
+            assert (await world.finished(await instances.start(world.context, "default", name))).state is DONE
+            assert (upper(world, name) / "written").read_text() == "since"

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from alveole.agent import cellmaker, plugging
@@ -16,9 +17,10 @@ from alveole.agent.faults import is_full, told
 from alveole.agent.health import watch_health
 from alveole.agent.holders import Holder
 from alveole.agent.mounts import hold_volumes
-from alveole.agent.record import LocalRecord, ids_on_disk, load, save
+from alveole.agent.record import blank, load, note_begun, save
 from alveole.agent.reporter import RETRY_S, Reporter
 from alveole.agent.steps import StepLog
+from alveole.host.blocking import in_thread
 from alveole.model.agent import InstanceAssignment
 from alveole.model.error import AlveoleError, ErrorCode
 from alveole.model.health import Health
@@ -49,19 +51,7 @@ class Keeper:
         self._reporter = Reporter(engine.link)
         found = load(engine.paths, instance_id)
         self._lost = found is None and engine.paths.home(instance_id).exists()
-        self.local = found if found is not None else self._blank()
-
-    def _blank(self) -> LocalRecord:
-        instance = self._assignment.instance if self._assignment else None
-        return LocalRecord(
-            instance_id=self.id,
-            project=instance.project if instance else "",
-            name=instance.name if instance else "",
-            runtime=instance.spec.isolation if instance else "",
-            status=instance.status if instance else InstanceStatus(),
-            volumes=tuple(volume.id for volume in self._assignment.volumes) if self._assignment else (),
-            ids_base=ids_on_disk(self._engine.paths, self.id),
-        )
+        self.local = found if found is not None else blank(engine.paths, instance_id, assignment)
 
     @property
     def handle(self) -> Handle | None:
@@ -212,7 +202,7 @@ class Keeper:
                 await self._await_client()
             assert self.local.handle is not None  # noqa: S101  (_make has set it)
             with self._steps.step("start"):
-                self._note_goes_on(instance)
+                await self._note_goes_on(instance)
                 await self._runtime.start(self.local.handle)
             await self._note_started(restarts)
         except AlveoleError as error:
@@ -263,8 +253,10 @@ class Keeper:
         except TimeoutError:
             log.warning("no client attached to %s within %g s; starting it", self.local.name, ATTACH_WAIT_S)
 
-    def _note_goes_on(self, instance: Instance) -> None:
+    async def _note_goes_on(self, instance: Instance) -> None:
         """From now on its disk is no more what it was with the memory that was kept: if this fails, it boots."""
+        if not self.local.has_begun and (instance.origin is not None or self.local.renewal):
+            await in_thread(partial(note_begun, self._engine.paths, self.id, self.local.renewal))
         if self.local.asleep or (instance.origin is not None and not self.local.has_begun):
             self._remember(self.local.status, has_begun=True, asleep=False)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from alveole.model.agent import InstanceAssignment
 from alveole.model.base import Record
-from alveole.model.instance import InstanceStatus
+from alveole.model.instance import InstanceStatus, Phase
 from alveole.network.base import Attachment
 from alveole.runtime.base import Handle
 
@@ -47,6 +48,9 @@ class Paths:
 
     def record(self, identifier: str) -> Path:
         return self.home(identifier) / "local.json"
+
+    def begun(self, identifier: str) -> Path:
+        return self.home(identifier) / "begun"
 
     def upper(self, identifier: str) -> Path:
         return self.home(identifier) / "upper"
@@ -104,6 +108,46 @@ def load(paths: Paths, identifier: str) -> LocalRecord | None:
         except (FileNotFoundError, ValidationError):
             continue
     return None
+
+
+def note_begun(paths: Paths, identifier: str, renewal: int) -> None:
+    """Write down that an instance has run with the files of this renewal, so that not even a power cut that takes the
+    record lets these files begin anew. Waits for the disk.
+    """
+    path = paths.begun(identifier)
+    new = path.with_suffix(".new")
+    with new.open("w") as file:
+        file.write(str(renewal))
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+
+
+def begun(paths: Paths, identifier: str) -> int | None:
+    """The renewal that was noted; None if none was, as for an instance that began from its image and still does."""
+    try:
+        return int(paths.begun(identifier).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def blank(paths: Paths, identifier: str, assignment: InstanceAssignment | None) -> LocalRecord:
+    """Of one that is new here, or whose record was lost: what its files tell is not begun anew."""
+    instance = assignment.instance if assignment else None
+    renewal = begun(paths, identifier)
+    is_asleep = instance is not None and instance.status.phase is Phase.ASLEEP
+    return LocalRecord(
+        instance_id=identifier,
+        project=instance.project if instance else "",
+        name=instance.name if instance else "",
+        runtime=instance.spec.isolation if instance else "",
+        status=instance.status if instance else InstanceStatus(),
+        volumes=tuple(volume.id for volume in assignment.volumes) if assignment else (),
+        ids_base=ids_on_disk(paths, identifier),
+        renewal=renewal or 0,
+        has_begun=renewal is not None,
+        asleep=is_asleep and paths.asleep(identifier).exists(),
+    )
 
 
 def load_all(paths: Paths) -> dict[str, LocalRecord | None]:
