@@ -113,3 +113,9 @@ async def test_an_overlay_tells_what_was_added_changed_and_deleted(tmp_path: Pat
     assert sorted(told(upper, middle, lower)) == sorted(expected)
     assert told(upper, middle, lower, limit=2)[2:] == ["more"]
     assert len(told(upper, middle, lower, limit=2)) == 3
+
+
+def test_a_tree_that_is_deeper_than_paths_can_be_is_told_as_far_as_it_is_reached(tmp_path: Path) -> None:
+    script = "i=0; while [ $i -lt 30 ]; do n=$(printf %0200d $i); mkdir $n && cd $n; i=$((i + 1)); done"
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+    assert 10 < len(told(tmp_path)) < 30

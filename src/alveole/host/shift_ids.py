@@ -65,4 +65,7 @@ def _moved_capabilities(value: bytes, old: int, base: int) -> bytes:
 
 
 if __name__ == "__main__":
-    shift(sys.argv[1], int(sys.argv[2]))
+    try:
+        shift(sys.argv[1], int(sys.argv[2]))
+    except OSError as failure:  # a path that is too long, a full disk: a user may read this
+        sys.exit(str(failure))

@@ -29,7 +29,7 @@ def changes(upper: str, layers: list[str]) -> Iterator[Change]:
         for name in sorted(_names(upper + directory)):
             path = f"{directory}/{name}"
             names.add(name)
-            with suppress(FileNotFoundError):  # the instance may go on writing
+            with suppress(OSError):  # the instance may go on writing, or have a name too long to be reached
                 yield (change := _change(upper, path, layers))
                 if stat.S_ISDIR(change[2]):
                     below.append(path)
@@ -41,7 +41,7 @@ def changes(upper: str, layers: list[str]) -> Iterator[Change]:
 def _names(directory: str) -> list[str]:
     try:
         return os.listdir(directory)  # noqa: PTH208  (a Path for each would double the time)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # gone since, no directory, or deeper than a path can be long
         return []
 
 
@@ -88,7 +88,7 @@ def _reach(path: str, layer: str) -> bool | None:
         place = f"{place}/{part}"
         try:
             status = os.lstat(place)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return False if opaque else None
         if _is_whiteout(status):
             return False
